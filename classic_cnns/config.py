@@ -1,0 +1,161 @@
+"""From a ConfigDict to numbers: checks, durations, and the factories that take a config apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from classic_cnns.data import Dataset, create_dataset
+from classic_cnns.data.augment import Augment, create_augment
+from classic_cnns.errors import ConfigError, nearest
+from classic_cnns.models import create_model
+from classic_cnns.optimizers import create_optimizer, create_schedule
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# Fields that may change between two starts of the same run: none of them changes what is computed.
+FREE = (
+    "data.dir",
+    "log_every_steps",
+    "eval_every_epochs",
+    "eval_every_steps",
+    "checkpoint_every_epochs",
+    "checkpoint_every_steps",
+    "steps_per_dispatch",
+    "weights_txt",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Durations:
+    """All durations in steps; those between events need not be whole."""
+
+    total: int
+    warmup: int
+    eval_every: float
+    checkpoint_every: float
+
+
+def next_event(step: int, every: float) -> int:
+    """The first step after `step` that completes a whole number of periods of `every` steps."""
+    n = max(1, int(step / every))
+    while (event := int(n * every + 1e-6)) <= step:
+        n += 1
+    return event
+
+
+def durations(config: ConfigDict, train_size: int) -> Durations:
+    """Converts epochs to steps; an epoch is `train_size / batch_size` steps, not rounded.
+
+    Each duration has a field in epochs and one in steps; steps count where they are not 0.
+
+    Raises:
+        ConfigError: a negative duration, or a training without a single step.
+    """
+    problems: list[str] = []
+
+    def steps(section: ConfigDict, prefix: str, name: str) -> float:
+        for unit in ("epochs", "steps"):
+            if section[f"{name}_{unit}"] < 0:
+                problems.append(f"{prefix}{name}_{unit} is negative: use 0 or more")
+        return section[f"{name}_steps"] or section[f"{name}_epochs"] * train_size / config.batch_size
+
+    result = Durations(
+        total=int(steps(config, "", "num") + 1e-6),
+        warmup=int(steps(config.schedule, "schedule.", "warmup") + 1e-6),
+        eval_every=max(1.0, steps(config, "", "eval_every")),
+        checkpoint_every=max(1.0, steps(config, "", "checkpoint_every")),
+    )
+    if result.total < 1:
+        problems.append("the training has no step: raise num_epochs or lower batch_size")
+    if config.log_every_steps < 1:
+        problems.append("log_every_steps is below 1: use 1 or more")
+    if problems:
+        raise ConfigError(f"durations: {'; '.join(problems)}")
+    return result
+
+
+def dataset_from(config: ConfigDict) -> Dataset:
+    """The dataset of `config.data`."""
+    return create_dataset(seed=config.seed, **config.data)
+
+
+def augment_from(config: ConfigDict) -> Augment:
+    """The augmentation of `config.augment`."""
+    return create_augment(**config.augment)
+
+
+def model_from(
+    config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int]
+) -> nn.Module:
+    """The network of `config.model`, which must fit the images.
+
+    Raises:
+        ConfigError: unknown name or option, or images below the network's minimum.
+    """
+    if config.model.dtype not in ("auto", *DTYPES):
+        raise ConfigError(
+            f'unknown model.dtype "{config.model.dtype}". Fix: '
+            f"{nearest(config.model.dtype, ('auto', *DTYPES))}"
+        )
+    name = config.model.dtype
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    model = create_model(
+        config.model.name, num_classes=num_classes, dtype=DTYPES[name], **config.model.options
+    )
+    smallest, side = model.min_size(), min(image_shape[:2])  # type: ignore[attr-defined]
+    if side < smallest:
+        small_stem = ", or --config.model.options.stem=cifar" if hasattr(model, "stem") else ""
+        raise ConfigError(
+            f"images of {side} px are too small for {config.model.name}, which takes {smallest} "
+            "px or more. "
+            f"Fix: --config.data.image_size={smallest}{small_stem}"
+        )
+    return model
+
+
+def optimizer_from(
+    config: ConfigDict, spans: Durations
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser and the schedule that it follows."""
+    settings: dict[str, Any] = config.schedule.to_dict()
+    for key in ("warmup_epochs", "warmup_steps"):
+        del settings[key]
+    rate = config.optimizer.learning_rate
+    schedule = create_schedule(
+        learning_rate=rate, total_steps=spans.total, warmup_steps=spans.warmup, **settings
+    )
+    options = {
+        k: v for k, v in config.optimizer.items() if k not in ("name", "learning_rate", "options")
+    }
+    return create_optimizer(
+        config.optimizer.name, schedule, **options, **config.optimizer.options
+    ), schedule
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"optimizer.name": "sgd", …} of a nested mapping, tuples as lists as in JSON."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            out |= flatten(value, f"{prefix}{key}.")
+        else:
+            out[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Differences between two configs that a run cannot continue over, as "field: old → new"."""
+    a, b = flatten(old), flatten(new)
+    return [
+        f"{key}: {a.get(key, 'absent')!r} → {b.get(key, 'absent')!r}"
+        for key in sorted(set(a) | set(b))
+        if a.get(key, "absent") != b.get(key, "absent") and key not in FREE
+    ]

@@ -1,0 +1,90 @@
+"""What went wrong in a step whose loss or gradient is not finite."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from classic_cnns.data.augment import normalize
+from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.losses import cross_entropy
+from classic_cnns.steps import gather
+from classic_cnns.train_state import TrainState
+
+
+def explain_non_finite(
+    state: TrainState,
+    loader: ResidentLoader,
+    schedule: optax.Schedule,
+    one_step: functools.partial[Any],
+) -> str:
+    """Runs the step that `state` stands before once more and looks at every layer.
+
+    Args:
+        state: frozen before the bad step.
+        loader: of the training split.
+        schedule: learning rate by step.
+        one_step: `train_step` with its settings bound.
+
+    Returns:
+        A message with the step, the learning rate, and the first layer in the order of the forward
+        pass whose output is not finite, or else whose gradient is not.
+    """
+    settings = one_step.keywords
+    step = int(state.step)
+    batch = gather(loader.data, jnp.asarray(loader.indices(step)))
+    augment_key, dropout_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(settings["seed"]), step)
+    )
+    augment: Callable[..., jax.Array] | None = settings["augment"]
+    images = augment(augment_key, batch["image"]) if augment else batch["image"]
+    images = normalize(images, settings["mean"], settings["std"])
+
+    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
+        logits, updated = settings["model"].apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats", "intermediates"],
+            capture_intermediates=True,
+            rngs={"dropout": dropout_key},
+        )
+        losses = cross_entropy(logits, batch["label"], settings["label_smoothing"])
+        return losses.mean(), updated["intermediates"]
+
+    (_, outputs), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    rate = float(schedule(step))
+    where = _first_bad(outputs)
+    found = f"the output of {where}" if where else None
+    if not found:
+        where = _first_bad({name: grads[name] for name in [*outputs, *grads] if name in grads})
+        found = f"the gradient of {where}" if where else "the loss"
+    return (
+        f"step {step}, learning rate {rate:g}: {found} is the first that is not finite. The last "
+        "good "
+        "checkpoint stays. Fix: a lower optimizer.learning_rate, a longer schedule.warmup_epochs, "
+        "or "
+        "optimizer.clip_norm=1"
+    )
+
+
+def _first_bad(tree: Any, path: str = "") -> str | None:
+    """Path of the first leaf with a NaN or infinity, in insertion order (parts before wholes)."""
+    if isinstance(tree, (tuple, list)):
+        tree = dict(enumerate(tree))
+    if not hasattr(tree, "items"):
+        return (
+            None if bool(np.isfinite(np.asarray(tree, np.float32)).all()) else path or "the network"
+        )
+    for key, value in tree.items():
+        inner = path if key in ("__call__", 0) else f"{path}/{key}" if path else str(key)
+        bad = _first_bad(value, inner)
+        if bad:
+            return bad
+    return None

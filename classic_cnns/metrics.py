@@ -1,0 +1,75 @@
+"""Metrics as sums and counts on the device, so that any batching gives the same averages."""
+
+# No `from __future__ import annotations` here: clu reads the annotations of a Collection as
+# objects.
+import dataclasses
+
+import flax
+import jax
+import jax.numpy as jnp
+from clu import metrics
+
+
+@flax.struct.dataclass
+class Accuracy(metrics.Average):
+    """Share of examples whose label is the largest logit; masked examples do not count."""
+
+    @classmethod
+    def from_model_output(cls, *, logits, labels, mask=None, **_) -> "Accuracy":  # type: ignore
+        """From (N, classes) logits and (N,) labels."""
+        hit = (logits.argmax(-1) == labels).astype(jnp.float32)
+        return super().from_model_output(values=hit, mask=mask)
+
+
+@flax.struct.dataclass
+class AccuracyTop5(metrics.Average):
+    """Share of examples whose label is among the five largest logits (or all, if fewer)."""
+
+    @classmethod
+    def from_model_output(cls, *, logits, labels, mask=None, **_) -> "AccuracyTop5":  # type: ignore
+        """From (N, classes) logits and (N,) labels."""
+        top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
+        hit = (top == labels[:, None]).any(-1).astype(jnp.float32)
+        return super().from_model_output(values=hit, mask=mask)
+
+
+@flax.struct.dataclass
+class TrainMetrics(metrics.Collection):
+    """Sums over training steps; `grad_norm` is averaged over steps, the others over examples."""
+
+    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    accuracy: Accuracy
+    grad_norm: metrics.Average.from_output("grad_norm")  # type: ignore[valid-type]
+
+
+@flax.struct.dataclass
+class EvalMetrics(metrics.Collection):
+    """Sums over a whole split."""
+
+    loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
+    accuracy: Accuracy
+    accuracy_top5: AccuracyTop5
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochSums:
+    """Sums over the training steps of an epoch, on the host and exact to save as JSON."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    examples: float = 0.0
+
+    def add(self, metrics: TrainMetrics) -> "EpochSums":
+        """With the sums of more steps."""
+        return EpochSums(
+            self.loss + float(metrics.loss.total),  # type: ignore[attr-defined]
+            self.correct + float(metrics.accuracy.total),
+            self.examples + float(metrics.accuracy.count),
+        )
+
+    def means(self) -> dict[str, float]:
+        """Averages over the examples."""
+        return {
+            "train_loss": self.loss / self.examples,
+            "train_accuracy": self.correct / self.examples,
+        }

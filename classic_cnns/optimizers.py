@@ -1,0 +1,163 @@
+"""Optimisers and learning-rate schedules by name: everything optax has, with the decay rules of
+CNNs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from classic_cnns.errors import ConfigError, nearest
+
+OPTIMIZERS = (
+    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan",
+    "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw", "novograd",
+    "optimistic_adam_v2", "radam", "rmsprop", "rprop", "sgd", "sign_sgd", "signum", "sm3", "yogi",
+)  # fmt: skip
+SCHEDULES = ("constant", "cosine", "step", "one_cycle")
+
+# Constants that differ between frameworks, read from their sources. ε is always added to the
+# corrected √v̂.
+DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "optax": {},
+    "keras": {
+        "adam": {"eps": 1e-7},
+        "nadam": {"eps": 1e-7},
+        "adamax": {"eps": 1e-7},
+        "adamw": {"eps": 1e-7},
+        "rmsprop": {"decay": 0.9, "eps": 1e-7, "eps_in_sqrt": True},
+        "adagrad": {"initial_accumulator_value": 0.1, "eps": 1e-7},
+        "adadelta": {"rho": 0.95, "eps": 1e-7},
+    },
+    "torch": {
+        "rmsprop": {"decay": 0.99, "eps": 1e-8, "eps_in_sqrt": False},
+        "adagrad": {"initial_accumulator_value": 0.0, "eps": 1e-10},
+        "adadelta": {"rho": 0.9, "eps": 1e-6},
+    },
+}
+
+
+def create_schedule(
+    name: str,
+    learning_rate: float,
+    total_steps: int,
+    *,
+    warmup_steps: int = 0,
+    milestones: Sequence[float] = (0.5, 0.75),
+    factor: float = 0.1,
+    final_factor: float = 0.0,
+) -> optax.Schedule:
+    """Learning rate as a function of the step.
+
+    Args:
+        name: "constant"; "cosine" (to `final_factor` at the end); "step" (times `factor` at each of
+            `milestones`); "one_cycle" (linear up over `warmup_steps`, or 30 % of the training if
+            that is 0, then cosine down).
+        learning_rate: the peak.
+        total_steps: length of the training in steps.
+        warmup_steps: steps of linear rise from 0 to the peak, which count as part of the training.
+        milestones: shares of `total_steps`, rising, between 0 and 1.
+        factor: see "step".
+        final_factor: last rate as a share of the peak.
+
+    Raises:
+        ConfigError: unknown name, or a setting out of range.
+    """
+    if name not in SCHEDULES:
+        raise ConfigError(f'unknown schedule.name "{name}". Fix: {nearest(name, SCHEDULES)}')
+    if learning_rate <= 0:
+        raise ConfigError(f"optimizer.learning_rate is {learning_rate}. Fix: a number above 0")
+    if name == "one_cycle" and not warmup_steps:
+        warmup_steps = round(0.3 * total_steps)
+    if not 0 <= warmup_steps <= total_steps:
+        raise ConfigError(
+            f"the warm-up takes {warmup_steps} of {total_steps} steps. "
+            "Fix: a shorter schedule.warmup_epochs"
+        )
+    rest = max(1, total_steps - warmup_steps)
+    if name == "constant":
+        main = optax.constant_schedule(learning_rate)
+    elif name == "step":
+        if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
+            raise ConfigError(
+                f"schedule.milestones is {tuple(milestones)}. Fix: rising shares between 0 and 1"
+            )
+        at = {round(m * total_steps) - warmup_steps: factor for m in milestones}
+        main = optax.piecewise_constant_schedule(learning_rate, at)
+    else:
+        main = optax.cosine_decay_schedule(learning_rate, rest, final_factor)
+    if not warmup_steps:
+        return main
+    rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    # The first step already moves: step k of the warm-up has (k + 1) / warmup_steps of
+    # the peak rate.
+    return optax.join_schedules([lambda step: rise(step + 1), main], [warmup_steps])
+
+
+def create_optimizer(
+    name: str,
+    schedule: optax.Schedule | float,
+    *,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
+    momentum: float = 0.9,
+    nesterov: bool = True,
+    defaults: Literal["optax", "keras", "torch"] = "optax",
+    **options: Any,
+) -> optax.GradientTransformation:
+    """An optimiser by its optax name.
+
+    Weight decay is decoupled where the optimiser has its own (adamw, lamb, lion, …); otherwise it
+    is added to the gradient before anything else, as PyTorch's SGD does. It spares biases and
+    norms, see `decay_mask`.
+
+    Args:
+        name: one of `OPTIMIZERS`.
+        schedule: learning rate, or a function of the step.
+        weight_decay: coefficient, 0 for none.
+        clip_norm: largest global norm of the gradient, 0 for no limit.
+        momentum, nesterov: of sgd; the other optimisers take theirs as options.
+        defaults: whose constants to take where optax, Keras and PyTorch differ, see `DEFAULTS`.
+        **options: passed to the optax function, for example b1=0.95.
+
+    Raises:
+        ConfigError: unknown name or option, with the nearest valid ones.
+    """
+    if name not in OPTIMIZERS:
+        raise ConfigError(f'unknown optimizer.name "{name}". Fix: {nearest(name, OPTIMIZERS)}')
+    if defaults not in DEFAULTS:
+        raise ConfigError(
+            f'unknown optimizer.defaults "{defaults}". Fix: {nearest(defaults, DEFAULTS)}'
+        )
+    make = getattr(optax, name)
+    accepted = inspect.signature(make).parameters
+    wrong = [f'"{k}" ({nearest(k, accepted)})' for k in options if k not in accepted]
+    if wrong:
+        raise ConfigError(f"optimizer.options of {name}: no {', '.join(wrong)}")
+    settings = {**DEFAULTS[defaults].get(name, {}), **options}
+    if name == "sgd":
+        settings = {
+            "momentum": momentum or None,
+            "nesterov": nesterov and bool(momentum),
+            **settings,
+        }
+    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    rate = "weight_decay" if "weight_decay" in accepted else "weight_decay_rate"
+    if rate in accepted:
+        mask = next((m for m in ("mask", "weight_decay_mask") if m in accepted), None)
+        settings |= {rate: weight_decay or (None if name == "adafactor" else 0.0)}
+        settings |= {mask: decay_mask} if mask else {}
+    elif weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay, mask=decay_mask))
+    parts.append(make(schedule, **settings))
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
+
+
+def decay_mask(params: Any) -> Any:
+    """True for kernels, False for biases and norms: everything of fewer than two axes is spared."""
+    return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)

@@ -1,0 +1,47 @@
+"""One mesh over all devices with axis "data": batches are split along it, everything else is
+replicated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from classic_cnns.errors import ConfigError
+
+
+def create_mesh(num_devices: int | None = None) -> Mesh:
+    """A one-dimensional mesh over the first `num_devices` devices (all by default)."""
+    return Mesh(np.array(jax.devices()[:num_devices]), ("data",))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises ConfigError when a global batch cannot be split evenly over the mesh."""
+    n = mesh.size
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}. Fix: use 1 or more")
+    if batch_size % n:
+        below, above = batch_size // n * n, (batch_size // n + 1) * n
+        fix = f"{below} or {above}" if below else str(above)
+        raise ConfigError(
+            f"batch_size {batch_size} cannot be split over {n} devices. Fix: use {fix}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of parameters: whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """Puts a tree of host arrays on every device."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def shard_batch(array: np.ndarray, mesh: Mesh, axis: int = 0) -> jax.Array:
+    """Puts a host array on the devices, split along one axis."""
+    spec = PartitionSpec(*[None] * axis, "data")
+    return jax.device_put(array, NamedSharding(mesh, spec))

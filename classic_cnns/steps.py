@@ -1,0 +1,170 @@
+"""One training step and one evaluation step, as pure functions of arrays.
+
+step = jax.jit(functools.partial(train_step, model=model, tx=tx, mean=mean, std=std))
+state, out = step(state, {"image": uint8_images, "label": int_labels})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from classic_cnns.data.augment import Augment, normalize
+from classic_cnns.losses import cross_entropy
+from classic_cnns.metrics import EvalMetrics, TrainMetrics
+from classic_cnns.train_state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    mean: Sequence[float],
+    std: Sequence[float],
+    augment: Augment | None = None,
+    label_smoothing: float = 0.0,
+    seed: int = 0,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Augment, normalise, forward, backward, update.
+
+    Randomness is a function of (seed, state.step).
+
+    Args:
+        state: current state.
+        batch: "image" (N, H, W, C) uint8 and "label" (N,) int32.
+        model: linen module taking (images, train=True).
+        tx: optimiser.
+        mean, std: per channel, for pixels on the scale 0…1.
+        augment: function of (key, uint8 images), see `data.augment`.
+        label_smoothing: see `losses.cross_entropy`.
+        seed: of augmentation and dropout.
+
+    Returns:
+        The next state and {"loss" (N,), "logits" (N, classes), "labels", "grad_norm", "finite"}.
+    """
+    augment_key, dropout_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(seed), state.step)
+    )
+    images = batch["image"] if augment is None else augment(augment_key, batch["image"])
+    images = normalize(images, mean, std)
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
+
+    (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params
+    )
+    grad_norm = optax.global_norm(grads)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    new = TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    out = {"loss": losses, "logits": logits, "labels": batch["label"], "grad_norm": grad_norm}
+    return new, {**out, "finite": finite}
+
+
+def eval_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> EvalMetrics:
+    """Sums over one batch; "mask" (N,) is 0 for padding and 1 otherwise."""
+    logits = model.apply(state.variables, normalize(batch["image"], mean, std), train=False)
+    assert isinstance(logits, jax.Array)
+    return EvalMetrics.single_from_model_output(
+        loss=cross_entropy(logits, batch["label"]),
+        logits=logits,
+        labels=batch["label"],
+        mask=batch["mask"],
+    )
+
+
+@flax.struct.dataclass
+class Progress:
+    """Metrics since they were last reset, and whether every loss and gradient so far was finite."""
+
+    metrics: TrainMetrics
+    finite: jax.Array
+
+    @classmethod
+    def empty(cls) -> Progress:
+        """Nothing summed yet."""
+        return cls(metrics=TrainMetrics.empty(), finite=jnp.ones((), bool))
+
+
+def train_on_resident(
+    state: TrainState,
+    progress: Progress,
+    data: Batch,
+    index: jax.Array,
+    *,
+    step: Callable[..., Any],
+) -> tuple[TrainState, Progress]:
+    """Gathers and trains on one batch, or on several in one dispatch.
+
+    From the first loss or gradient that is not finite on, state and metrics stay as they were
+    before that step, so that it can be looked into.
+
+    Args:
+        state, progress: carried along; donate both.
+        data: the whole training split, see `ResidentLoader.data`.
+        index: (batch,) int32, or (steps, batch) to scan over (not on CPU: XLA runs convolutions
+            inside loops there without its fast kernels).
+        step: `train_step` with its settings bound.
+    """
+
+    def one(carry: tuple[TrainState, Progress], index: jax.Array) -> tuple[Any, None]:
+        state, progress = carry
+        new_state, out = step(state, gather(data, index))
+        finite = progress.finite & out.pop("finite")
+        metrics = progress.metrics.merge(TrainMetrics.single_from_model_output(**out))
+        new = new_state, Progress(metrics=metrics, finite=finite)
+        old = state, progress.replace(finite=finite)  # type: ignore[attr-defined]
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), None
+
+    if index.ndim == 1:
+        return one((state, progress), index)[0]
+    return jax.lax.scan(one, (state, progress), index)[0]
+
+
+def eval_on_resident(
+    state: TrainState,
+    metrics: EvalMetrics,
+    data: Batch,
+    index: jax.Array,
+    mask: jax.Array,
+    *,
+    step: Callable[..., EvalMetrics],
+) -> EvalMetrics:
+    """Adds one gathered batch to the sums."""
+    return metrics.merge(step(state, {**gather(data, index), "mask": mask}))
+
+
+def gather(data: Batch, index: jax.Array) -> Batch:
+    """Rows of every array."""
+    return {name: jnp.take(array, index, axis=0, mode="clip") for name, array in data.items()}

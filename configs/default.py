@@ -1,0 +1,122 @@
+"""Every field, with its default: LeNet-5 on scikit-learn's handwritten digits.
+
+    python main.py
+
+About 20 s on 2 CPU cores; test accuracy about 0.98. The other files here change a few fields of
+this one.
+"""
+
+from ml_collections import ConfigDict
+
+# Fields that follow from the dataset, for `--config=configs/MODEL.py:DATASET`.
+DATASETS = {
+    "digits": {"data": {"val_fraction": 0.2, "test_fraction": 0.2}, "augment": {"crop_padding": 2}},
+    "mnist": {"augment": {"crop_padding": 2, "crop_mode": "constant"}},
+    "fashion_mnist": {"augment": {"crop_padding": 2, "flip": True}},
+    "cifar10": {"augment": {"crop_padding": 4, "flip": True}},
+    "cifar100": {"augment": {"crop_padding": 4, "flip": True}},
+    "folder": {"data": {"image_size": 224}, "augment": {"crop_padding": 28, "flip": True}},
+    "images_set": {"data": {"image_size": 112}, "augment": {"crop_padding": 14, "flip": True}},
+    "fake": {},
+}
+
+
+def get_config(dataset: str = "digits") -> ConfigDict:
+    """The config for one of `DATASETS`."""
+    if dataset not in DATASETS:
+        raise ValueError(
+            f'unknown dataset "{dataset}" after the colon; use one of {", ".join(DATASETS)}'
+        )
+    config = ConfigDict()
+
+    # One number for everything random: initialisation, order of the images, augmentation, splits.
+    config.seed = 0
+
+    config.model = ConfigDict()
+    # See classic_cnns.list_models().
+    config.model.name = "lenet5"
+    # Of the computation: "float32", "bfloat16", or "auto" = bfloat16 on GPU and TPU, float32 on
+    # CPU.
+    config.model.dtype = "auto"
+    # Further arguments of the network, for example stem="cifar"; see its class.
+    config.model.options = ConfigDict()
+
+    config.data = ConfigDict()
+    # digits, cifar10, cifar100, mnist, fashion_mnist, folder, images_set or fake.
+    config.data.source = dataset
+    # Where its files are or are downloaded to; "" = the user's cache directory. A folder source
+    # needs it.
+    config.data.dir = ""
+    # Side in pixels that images are squashed to; 0 = the source's own size.
+    config.data.image_size = 0
+    # Share of the training images, class by class, for validation where the source has no such
+    # split.
+    config.data.val_fraction = 0.1
+    # The same for the test split, where the source has no splits at all.
+    config.data.test_fraction = 0.1
+
+    # On the device, inside the training step.
+    config.augment = ConfigDict()
+    # Shift by up to this many pixels; 0 = off.
+    config.augment.crop_padding = 0
+    # What comes in from outside: "reflect" or "constant" (black).
+    config.augment.crop_mode = "reflect"
+    # Mirror half of the images.
+    config.augment.flip = False
+    # Side of a black square at a random place, in pixels; 0 = off.
+    config.augment.cutout_size = 0
+
+    # Images a step, over all devices.
+    config.batch_size = 64
+    # Length of the training, in epochs or in steps. Where a field in steps is not 0, it counts.
+    config.num_epochs = 30.0
+    config.num_steps = 0
+
+    config.optimizer = ConfigDict()
+    # sgd, adam, nadam, adagrad, rmsprop, adamw, lamb, lion, …: any of
+    # classic_cnns.optimizers.OPTIMIZERS.
+    config.optimizer.name = "sgd"
+    # Peak rate.
+    config.optimizer.learning_rate = 0.05
+    # Kernels only; decoupled for adamw, lamb, lion and their like, else L2 as in PyTorch's SGD.
+    config.optimizer.weight_decay = 5e-4
+    # Largest global norm of the gradient; 0 = no limit.
+    config.optimizer.clip_norm = 0.0
+    # Of sgd only.
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    # Whose constants (ε, decay, …): "optax", "keras" or "torch".
+    config.optimizer.defaults = "optax"
+    # Further arguments of the optax function, for example b1=0.95.
+    config.optimizer.options = ConfigDict()
+
+    config.schedule = ConfigDict()
+    # constant, cosine, step or one_cycle.
+    config.schedule.name = "cosine"
+    # Linear rise to the peak, part of the training.
+    config.schedule.warmup_epochs = 1.0
+    config.schedule.warmup_steps = 0
+    # Of "step": shares of the training after which the rate is multiplied by factor.
+    config.schedule.milestones = (0.5, 0.75)
+    config.schedule.factor = 0.1
+    # Of "cosine" and "one_cycle": last rate as a share of the peak.
+    config.schedule.final_factor = 0.0
+
+    # Share of the target spread over all classes.
+    config.label_smoothing = 0.0
+
+    # Steps between two records of the training loss.
+    config.log_every_steps = 50
+    # Validation, each time with a checkpoint.
+    config.eval_every_epochs = 1.0
+    config.eval_every_steps = 0
+    # Checkpoints between validations.
+    config.checkpoint_every_epochs = 1.0
+    config.checkpoint_every_steps = 0
+    # Steps in one call of the device; 0 = 1 on CPU, 16 on GPU and TPU.
+    config.steps_per_dispatch = 0
+    # At the end, write all weights as text: name, shape, values.
+    config.weights_txt = False
+
+    config.update(DATASETS[dataset])
+    return config

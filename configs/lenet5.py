@@ -1,0 +1,17 @@
+"""LeNet-5 on CIFAR-10.
+
+python main.py --config=configs/lenet5.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(dataset: str = "cifar10") -> ConfigDict:
+    config = default.get_config(dataset)
+    config.model.name = "lenet5"
+    config.batch_size = 128
+    config.num_epochs = 60.0
+    config.schedule.warmup_epochs = 2.0
+    return config
