@@ -16,7 +16,7 @@ flags.DEFINE_string(
     "workdir", None, "Directory of the run; a run in it is continued. Default: a new one in runs/."
 )
 flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-commandline.define_config("configs/default.py")
+commandline.define_config()
 
 
 def main(argv: list[str]) -> None:

@@ -64,7 +64,9 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         for unit in ("epochs", "steps"):
             if section[f"{name}_{unit}"] < 0:
                 problems.append(f"{prefix}{name}_{unit} is negative: use 0 or more")
-        return section[f"{name}_steps"] or section[f"{name}_epochs"] * train_size / config.batch_size
+        return (
+            section[f"{name}_steps"] or section[f"{name}_epochs"] * train_size / config.batch_size
+        )
 
     result = Durations(
         total=int(steps(config, "", "num") + 1e-6),
@@ -76,8 +78,12 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         problems.append("the training has no step: raise num_epochs or lower batch_size")
     if config.log_every_steps < 1:
         problems.append("log_every_steps is below 1: use 1 or more")
+    if not 0 <= config.label_smoothing < 1:
+        problems.append(f"label_smoothing is {config.label_smoothing}: use 0 or more, below 1")
+    if config.steps_per_dispatch < 0:
+        problems.append(f"steps_per_dispatch is {config.steps_per_dispatch}: use 0 or more")
     if problems:
-        raise ConfigError(f"durations: {'; '.join(problems)}")
+        raise ConfigError(f"training: {'; '.join(problems)}")
     return result
 
 
@@ -112,7 +118,11 @@ def model_from(
     )
     smallest, side = model.min_size(), min(image_shape[:2])  # type: ignore[attr-defined]
     if side < smallest:
-        small_stem = ", or --config.model.options.stem=cifar" if hasattr(model, "stem") else ""
+        small_stem = (
+            ", or --config.model.options.stem=cifar"
+            if getattr(model, "stem", "") == "imagenet"
+            else ""
+        )
         raise ConfigError(
             f"images of {side} px are too small for {config.model.name}, which takes {smallest} "
             "px or more. "

@@ -46,19 +46,22 @@ def explain_non_finite(
     images = augment(augment_key, batch["image"]) if augment else batch["image"]
     images = normalize(images, settings["mean"], settings["std"])
 
-    def loss_fn(params: Any) -> tuple[jax.Array, Any]:
-        logits, updated = settings["model"].apply(
+    def apply(params: Any, mutable: list[str]) -> tuple[jax.Array, Any]:
+        return settings["model"].apply(
             {"params": params, "batch_stats": state.batch_stats},
             images,
             train=True,
-            mutable=["batch_stats", "intermediates"],
-            capture_intermediates=True,
+            mutable=mutable,
+            capture_intermediates="intermediates" in mutable,
             rngs={"dropout": dropout_key},
         )
-        losses = cross_entropy(logits, batch["label"], settings["label_smoothing"])
-        return losses.mean(), updated["intermediates"]
 
-    (_, outputs), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    def loss_fn(params: Any) -> jax.Array:
+        logits, _ = apply(params, ["batch_stats"])
+        return cross_entropy(logits, batch["label"], settings["label_smoothing"]).mean()
+
+    outputs = apply(state.params, ["batch_stats", "intermediates"])[1]["intermediates"]
+    grads = jax.grad(loss_fn)(state.params)
     rate = float(schedule(step))
     where = _first_bad(outputs)
     found = f"the output of {where}" if where else None
@@ -75,14 +78,14 @@ def explain_non_finite(
 
 
 def _first_bad(tree: Any, path: str = "") -> str | None:
-    """Path of the first leaf with a NaN or infinity, in insertion order (parts before wholes)."""
+    """Path of the first leaf with a NaN or infinity, in insertion order, parts first."""
     if isinstance(tree, (tuple, list)):
         tree = dict(enumerate(tree))
     if not hasattr(tree, "items"):
         return (
             None if bool(np.isfinite(np.asarray(tree, np.float32)).all()) else path or "the network"
         )
-    for key, value in tree.items():
+    for key, value in sorted(tree.items(), key=lambda item: item[0] == "__call__"):
         inner = path if key in ("__call__", 0) else f"{path}/{key}" if path else str(key)
         bad = _first_bad(value, inner)
         if bad:

@@ -134,6 +134,9 @@ def create_optimizer(
         raise ConfigError(
             f'unknown optimizer.defaults "{defaults}". Fix: {nearest(defaults, DEFAULTS)}'
         )
+    for field, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
+        if value < 0:
+            raise ConfigError(f"optimizer.{field} is {value}. Fix: use 0 or more")
     make = getattr(optax, name)
     accepted = inspect.signature(make).parameters
     wrong = [f'"{k}" ({nearest(k, accepted)})' for k in options if k not in accepted]

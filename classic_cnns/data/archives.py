@@ -53,7 +53,8 @@ class Download:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A dataset: members, the folder they have inside a tar, and where they come from."""
+    """A dataset: members, the folder they have inside a tar ("" = each gzipped by
+    itself), and where they come from."""
 
     members: tuple[Member, ...]
     downloads: tuple[Download, ...]
@@ -154,11 +155,10 @@ def read_members(name: str, archive: Archive, directory: Path) -> dict[str, byte
     if not all(found.values()):
         for download in archive.downloads:
             missing = [m for m in archive.members if not found[m.name]]
-            single = len(archive.downloads) == len(archive.members)
-            if single and not any(download.filename == m.name + ".gz" for m in missing):
+            if not archive.folder and not any(download.filename == m.name + ".gz" for m in missing):
                 continue
             path = fetch(name, download, directory)
-            if not single:
+            if archive.folder:
                 _extract(name, path, archive, directory)
         found = {m.name: _find(m, archive.folder, directory) for m in archive.members}
     problems, out = [], {}

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from classic_cnns.errors import ConfigError, nearest
+
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -88,6 +90,13 @@ def create_augment(
     """Crop, flip and cutout in that order, as one function of (key, images); 0 and False leave one
     out.
     """
+
+    if crop_mode not in ("reflect", "constant"):
+        fix = nearest(crop_mode, ("reflect", "constant"))
+        raise ConfigError(f'unknown augment.crop_mode "{crop_mode}". Fix: {fix}')
+    for name, value in (("crop_padding", crop_padding), ("cutout_size", cutout_size)):
+        if value < 0:
+            raise ConfigError(f"augment.{name} is {value}. Fix: use 0 or more")
 
     def augment(key: jax.Array, images: jax.Array) -> jax.Array:
         keys = jax.random.split(key, 3)

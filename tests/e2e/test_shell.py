@@ -1,0 +1,114 @@
+"""What a person types, in a process of its own with one device."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from classic_cnns.logging import read_records
+
+ROOT = Path(__file__).parents[2]
+
+
+def shell(*args, cwd=ROOT, wait=True):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, str(ROOT / "main.py"), *args]
+    if not wait:
+        return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.DEVNULL)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_default_job(tmp_path):
+    done = shell(cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.strip().splitlines()[-1].removeprefix("RESULT "))
+    assert result["test_accuracy"] >= 0.97
+    assert result["workdir"] == str(tmp_path / "runs" / "lenet5-digits-1")
+    assert (tmp_path / "runs" / "lenet5-digits-1" / "curves.png").exists()
+    assert "Warning" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["--config=configs/resnet35.py"], 2, 'did you mean "configs/resnet'),
+        (["--config.optimizer.nmae=adam"], 2, 'did you mean "optimizer.name"'),
+        (["--config.batch_size=many"], 2, "--config.batch_size=many"),
+        (["--config=configs/resnet34.py:cifr10"], 2, 'unknown dataset "cifr10"'),
+        (["--workdri=x"], 2, "workdir"),
+        (["train"], 2, "unexpected argument 'train'"),
+        (["--config.data.source=folder", "--config.data.dir=/no/such"], 3, "not a directory"),
+        (["--config.model.name=resnet"], 2, "did you mean"),
+        (["--workdir=/proc/no"], 4, "Fix: --workdir=DIR where you may write"),
+    ],
+)
+def test_mistakes_are_one_line_and_an_exit_code(args, code, text):
+    done = shell(*args)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("ERROR ")
+    assert text in done.stderr
+    assert "Fix:" in done.stderr or "did you mean" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_old_flag_has_its_field(tmp_path):
+    done = shell(
+        f"--workdir={tmp_path}",
+        "--config.optimizer.name=nadam",
+        "--config.optimizer.learning_rate=1e-3",
+        "--config.batch_size=128",
+        "--config.num_epochs=2",  # an int for a float
+        "--config=configs/lenet5.py:fake",  # after the fields it is overridden in
+    )
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["optimizer"]["name"] == "nadam"
+    assert (saved["batch_size"], saved["num_epochs"]) == (128, 2.0)
+
+
+def test_killed_and_continued_is_the_same(tmp_path):
+    args = [
+        "--config=configs/resnet18.py:fake",
+        "--config.model.name=resnet10",
+        "--config.data.image_size=8",
+        "--config.batch_size=16",
+        "--config.num_steps=40",
+        "--config.schedule.warmup_steps=5",
+        "--config.log_every_steps=3",
+        "--config.checkpoint_every_steps=8",
+        "--config.eval_every_steps=12",
+    ]
+    assert shell(*args, f"--workdir={tmp_path / 'a'}").returncode == 0
+    process = shell(*args, f"--workdir={tmp_path / 'b'}", wait=False)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "b" / "checkpoints" / "16").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    done = shell(*args, f"--workdir={tmp_path / 'b'}")
+    assert done.returncode == 0, done.stderr
+    assert "continuing at step" in done.stdout
+
+    def files(name):
+        manifest = json.loads(
+            (tmp_path / name / "checkpoints" / "40" / "MANIFEST.json").read_text()
+        )
+        records = read_records(tmp_path / name / "metrics.jsonl")
+        return manifest["notes"], [
+            {k: v for k, v in r.items() if k not in ("images_per_sec", "input_wait")}
+            for r in records
+        ]
+
+    assert files("a") == files("b")
+    script = (
+        "import sys, jax, numpy as np; from classic_cnns import load;"
+        "a, b = (jax.tree.leaves(load(d, 'latest').variables) for d in sys.argv[1:]);"
+        "assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "a", tmp_path / "b"], cwd=ROOT, check=True
+    )

@@ -1,0 +1,367 @@
+"""Sources, splits, augmentation, order."""
+
+import gzip
+import hashlib
+import http.server
+import io
+import struct
+import tarfile
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from classic_cnns.data import Split, archives, augment, create_dataset, decode, stratified_split
+from classic_cnns.data.archives import Archive, Download, Member
+from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.errors import ConfigError, DataError
+from classic_cnns.sharding import create_mesh
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """train and val with two classes of four and two images."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for name in ("cat", "dog"):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path
+
+
+def test_digits_are_real_and_split_by_class():
+    data = create_dataset("digits", val_fraction=0.2, test_fraction=0.2)
+    assert len(data.train) + len(data.val) + len(data.test) == 1797
+    assert data.image_shape == (32, 32, 1)
+    for split in (data.train, data.val, data.test):
+        share = np.array(split.counts(10)) / len(split)
+        assert abs(share - 0.1).max() < 0.02
+    assert abs(data.train.images.mean() / 255 - data.mean[0]) < 0.01
+    assert abs((data.train.images / 255).std() - data.std[0]) < 0.01
+
+
+def test_splits_are_disjoint_seeded_and_complete():
+    images, labels = np.arange(100).reshape(100, 1), np.arange(100) % 3
+    (rest, _), (part, part_labels) = stratified_split(images, labels, 0.2, seed=1)
+    assert sorted([*rest.ravel(), *part.ravel()]) == list(range(100))
+    assert np.bincount(part_labels).tolist() == [7, 7, 7]
+    np.testing.assert_array_equal(part, stratified_split(images, labels, 0.2, seed=1)[1][0])
+    assert not np.array_equal(part, stratified_split(images, labels, 0.2, seed=2)[1][0])
+
+
+def test_folder(photos):
+    (photos / "train" / "cat" / ".hidden.png").write_bytes(b"junk")
+    (photos / "train" / ".ipynb_checkpoints").mkdir()
+    (photos / "train" / "cat" / "notes.txt").write_text("not an image")
+    data = create_dataset("folder", dir=str(photos), image_size=16)
+    assert data.classes == ("cat", "dog")
+    assert (len(data.train), len(data.val), data.test) == (8, 4, None)
+    assert data.image_shape == (16, 16, 3)
+    expected = Image.open(photos / "train" / "dog" / "0.png").resize(
+        (16, 16), Image.Resampling.BILINEAR
+    )
+    np.testing.assert_array_equal(data.train.images[4], expected)
+    assert create_dataset("images_set", dir=str(photos)).image_shape == (112, 112, 3)
+
+
+def test_flat_folder_is_split_by_class(photos):
+    data = create_dataset(
+        "folder", dir=str(photos / "train"), image_size=8, val_fraction=0.25, test_fraction=0.25
+    )
+    assert [len(s) for s in (data.train, data.val, data.test)] == [4, 2, 2]
+    assert data.test.counts(2) == [1, 1]
+
+
+def test_fingerprint_sees_one_changed_pixel(photos):
+    before = create_dataset("folder", dir=str(photos), image_size=8).fingerprint
+    assert create_dataset("folder", dir=str(photos), image_size=8).fingerprint == before
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(photos / "val" / "cat" / "0.png")
+    assert create_dataset("folder", dir=str(photos), image_size=8).fingerprint != before
+
+
+def test_folder_mistakes_are_all_reported(photos):
+    (photos / "train" / "empty").mkdir()
+    (photos / "val" / "bird").mkdir()
+    Image.new("RGB", (8, 8)).save(photos / "val" / "bird" / "0.png")
+    with pytest.raises(DataError) as error:
+        create_dataset("folder", dir=str(photos))
+    for text in (
+        "classes without images in train: empty",
+        "classes in val that train lacks: bird",
+        "classes in train that val lacks: empty",
+        "Fix:",
+    ):
+        assert text in str(error.value)
+
+
+def test_folder_missing_empty_or_one_class(photos, tmp_path):
+    with pytest.raises(DataError, match="not a directory"):
+        create_dataset("folder", dir=str(tmp_path / "none"))
+    empty = tmp_path / "nothing"
+    empty.mkdir()
+    with pytest.raises(DataError, match="no images found"):
+        create_dataset("folder", dir=str(empty))
+    with pytest.raises(DataError, match="no images found"):  # one level too deep
+        create_dataset("folder", dir=str(photos / "train" / "cat"))
+    for name in ("train", "val"):
+        for file in (photos / name / "dog").iterdir():
+            file.unlink()
+        (photos / name / "dog").rmdir()
+    with pytest.raises(DataError, match='only one class, "cat"'):
+        create_dataset("folder", dir=str(photos))
+    with pytest.raises(ConfigError, match=r"data\.dir is empty"):
+        create_dataset("folder")
+
+
+def test_every_damaged_file_is_named(photos):
+    (photos / "train" / "cat" / "1.png").write_bytes(b"")
+    (photos / "train" / "dog" / "2.png").write_text("<html>404</html>")
+    whole = (photos / "val" / "dog" / "1.png").read_bytes()
+    (photos / "val" / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError) as error:
+        create_dataset("folder", dir=str(photos))
+    assert "cat/1.png" in str(error.value)
+    assert "dog/2.png" in str(error.value)
+    assert "2 of 8 files" in str(error.value)
+
+
+def test_decoding_of_unusual_modes(tmp_path):
+    def roundtrip(image, name="x.png", **kwargs):
+        image.save(tmp_path / name, **kwargs)
+        return decode.decode_image(tmp_path / name, 4, 4)
+
+    gray = roundtrip(Image.new("L", (4, 4), 77))
+    assert (gray == 77).all()
+    deep = Image.fromarray(np.full((4, 4), 40_000, np.uint16))
+    assert (roundtrip(deep) == 40_000 >> 8).all()
+    clear = roundtrip(Image.new("RGBA", (4, 4), (255, 0, 0, 0)))
+    assert (clear == 255).all()
+    ink = roundtrip(Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "x.jpg")
+    assert (ink == 255).all()
+    palette = Image.new("RGB", (4, 4), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)
+    np.testing.assert_allclose(roundtrip(palette)[0, 0], (10, 200, 30), atol=2)
+    upright = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # taken upside down
+    np.testing.assert_array_equal(roundtrip(upright, exif=exif), np.asarray(upright)[::-1, ::-1])
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "f.tiff")
+    with pytest.raises(ValueError, match="floating-point"):
+        decode.decode_image(tmp_path / "f.tiff", 4, 4)
+
+
+def test_unknown_source_and_fraction():
+    with pytest.raises(ConfigError, match='did you mean "cifar10" or "cifar100"'):
+        create_dataset("cifar")
+    with pytest.raises(ConfigError, match=r"data\.val_fraction is 1"):
+        create_dataset("digits", val_fraction=1.0)
+
+
+# ---- archives
+
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves a folder on this machine; yields (folder, address, paths asked for)."""
+    root, asked = tmp_path / "served", []
+    root.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(root))
+
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=httpd.serve_forever)
+    thread.start()
+    yield root, f"http://127.0.0.1:{httpd.server_port}/", asked
+    httpd.shutdown()
+    thread.join()
+    httpd.server_close()
+
+
+def tar_of(files):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def test_tar_is_downloaded_once_checked_and_extracted(server, tmp_path):
+    root, url, asked = server
+    data = bytes(range(100))
+    tar = tar_of({"inside/a.bin": data, "../evil": b"x", "inside/other": b"y"})
+    (root / "set.tar.gz").write_bytes(tar)
+    archive = Archive(
+        (Member("a.bin", 100, sha(data)),), (Download(url + "set.tar.gz", sha(tar)),), "inside"
+    )
+    target = tmp_path / "data"
+    for _ in range(2):
+        assert archives.read_members("toy", archive, target) == {"a.bin": data}
+    assert asked == ["/set.tar.gz"]
+    assert sorted(p.name for p in target.rglob("*")) == ["a.bin", "inside", "set.tar.gz"]
+    assert not (tmp_path / "evil").exists()
+
+
+def test_only_missing_gzip_files_are_downloaded(server, tmp_path):
+    root, url, asked = server
+    contents = {"a": b"A" * 9, "b": b"B" * 9}
+    zipped = {n: gzip.compress(d) for n, d in contents.items()}
+    for name, data in zipped.items():
+        (root / f"{name}.gz").write_bytes(data)
+    archive = Archive(
+        tuple(Member(n, 9, sha(d)) for n, d in contents.items()),
+        tuple(Download(f"{url}{n}.gz", sha(d)) for n, d in zipped.items()),
+    )
+    (tmp_path / "a").write_bytes(contents["a"])
+    assert archives.read_members("toy", archive, tmp_path) == contents
+    assert asked == ["/b.gz"]
+
+
+def test_wrong_content_is_refused_and_leaves_nothing(server, tmp_path):
+    root, url, _ = server
+    (root / "a.gz").write_bytes(b"something else")
+    target = tmp_path / "data"
+    with pytest.raises(DataError, match=r"sent other content .*Fix: get .* and put it in"):
+        archives.fetch("toy", Download(url + "a.gz", sha(b"right")), target)
+    assert list(target.iterdir()) == []
+    with pytest.raises(DataError, match="404"):
+        archives.fetch("toy", Download(url + "missing.gz", sha(b"right")), target)
+    assert list(target.iterdir()) == []
+
+
+def test_damaged_files_are_all_named(tmp_path):
+    archive = Archive((Member("a", 3, sha(b"abc")), Member("b", 3)), ())
+    (tmp_path / "a").write_bytes(b"abd")
+    (tmp_path / "b.gz").write_bytes(gzip.compress(b"abc")[:-9])
+    with pytest.raises(DataError, match=r"a: SHA-256 differs.*b\.gz: .*Fix: delete them"):
+        archives.read_members("toy", archive, tmp_path)
+
+
+def test_parsing_of_the_official_formats():
+    pixels = np.arange(2 * 3 * 32 * 32).reshape(2, 3, 32, 32).astype(np.uint8)
+    blocks = [bytes([7, 9]) + pixels[0].tobytes(), bytes([1, 99]) + pixels[1].tobytes()]
+    images, labels = archives.parse_cifar(blocks, 2)
+    assert labels.tolist() == [9, 99]
+    np.testing.assert_array_equal(images, pixels.transpose(0, 2, 3, 1))
+    raw = np.arange(2 * 28 * 28).astype(np.uint8)
+    images, labels = archives.parse_idx(
+        struct.pack(">4i", 2051, 2, 28, 28) + raw.tobytes(), struct.pack(">2i", 2049, 2) + b"\3\4"
+    )
+    np.testing.assert_array_equal(images.ravel(), raw)
+    assert labels.tolist() == [3, 4]
+
+
+# ---- augmentation
+
+
+def images(n=32, size=9, channels=2):
+    return jax.random.randint(jax.random.key(5), (n, size, size, channels), 1, 256).astype(
+        jnp.uint8
+    )
+
+
+@pytest.mark.parametrize("mode", ["reflect", "constant"])
+def test_crop_is_pad_and_crop(mode):
+    x, pad = images(), 3
+    out = np.asarray(augment.random_crop(jax.random.key(0), x, pad, mode))
+    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
+    found = []
+    for i in range(len(x)):
+        places = [
+            (r, c)
+            for r in range(2 * pad + 1)
+            for c in range(2 * pad + 1)
+            if np.array_equal(out[i], padded[i, r : r + 9, c : c + 9])
+        ]
+        assert len(places) == 1
+        found += places
+    assert len(set(found)) > 15
+    assert {0, 2 * pad} <= {r for r, _ in found} | {c for _, c in found}
+
+
+def test_flip_mirrors_about_half():
+    x = images(200)
+    out = augment.random_flip(jax.random.key(0), x)
+    same = (out == x).all((1, 2, 3))
+    mirrored = (out == x[:, :, ::-1]).all((1, 2, 3))
+    assert (same | mirrored).all()
+    assert 70 < int(mirrored.sum()) < 130
+
+
+def test_cutout_zeroes_one_square():
+    out = np.asarray(augment.cutout(jax.random.key(0), images(64), 4))
+    areas = set()
+    for image in out:
+        rows, cols = np.nonzero((image == 0).all(-1))
+        height, width = np.ptp(rows) + 1, np.ptp(cols) + 1
+        assert len(rows) == height * width
+        assert max(height, width) <= 4
+        areas.add((height, width))
+    assert (4, 4) in areas
+    assert len(areas) > 1
+
+
+def test_normalize():
+    x = jnp.array([[[[0, 255]]]], jnp.uint8)
+    out = augment.normalize(x, (0.5, 0.2), (0.25, 0.4))
+    np.testing.assert_allclose(out.ravel(), [-2.0, 2.0], rtol=1e-6)
+
+
+def test_augmentation_is_a_function_of_the_key():
+    f = augment.create_augment(crop_padding=2, flip=True, cutout_size=3)
+    x = images()
+    np.testing.assert_array_equal(f(jax.random.key(1), x), f(jax.random.key(1), x))
+    assert not np.array_equal(f(jax.random.key(1), x), f(jax.random.key(2), x))
+    plain = augment.create_augment()
+    np.testing.assert_array_equal(plain(jax.random.key(1), x), x)
+    with pytest.raises(ConfigError, match="crop_mode"):
+        augment.create_augment(crop_mode="zero")
+
+
+# ---- order
+
+
+def loader(n, batch, seed=0, devices=1):
+    split = Split(np.zeros((n, 2, 2, 1), np.uint8), np.arange(n, dtype=np.int32))
+    return ResidentLoader(split, batch, seed=seed, mesh=create_mesh(devices))
+
+
+@pytest.mark.parametrize(("n", "batch"), [(12, 4), (10, 4), (7, 7), (5, 3)])
+def test_every_image_once_an_epoch(n, batch):
+    steps = n  # n steps are exactly `batch` epochs
+    seen = np.concatenate([loader(n, batch).indices(s) for s in range(steps)])
+    for epoch in range(batch):
+        assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
+    assert not np.array_equal(seen[:n], seen[n : 2 * n])
+
+
+def test_order_depends_on_seed_and_step_alone():
+    a, b = loader(50, 8), loader(50, 8, devices=8)
+    assert [a.indices(s).tolist() for s in range(20)] == [b.indices(s).tolist() for s in range(20)]
+    assert a.indices(13).tolist() == loader(50, 8).indices(13).tolist()
+    assert a.indices(13).tolist() != loader(50, 8, seed=1).indices(13).tolist()
+    many = b.train_indices(4, 3)
+    assert [a.indices(s).tolist() for s in (4, 5, 6)] == np.asarray(many).tolist()
+
+
+def test_evaluation_order_and_mask():
+    seen = []
+    for index, mask in loader(10, 4).eval_indices():
+        assert index.shape == mask.shape == (4,)
+        seen += np.asarray(index)[np.asarray(mask) == 1].tolist()
+    assert seen == list(range(10))

@@ -1,0 +1,170 @@
+"""Every lowering computes what XLA's plain operation computes, to any order of derivative."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from classic_cnns.models import layers
+
+SHAPES = [  # kernel, stride, padding, channels in, channels out, height, width
+    (1, 1, 0, 6, 4, 5, 7),
+    (1, 2, 0, 6, 4, 5, 8),
+    (3, 1, 1, 3, 4, 8, 8),
+    (3, 2, 1, 5, 4, 9, 8),
+    (5, 1, 0, 3, 6, 12, 11),
+    (5, 1, 2, 1, 6, 9, 9),
+    (7, 2, 3, 3, 4, 15, 14),
+    (3, 1, 0, 4, 2, 3, 5),
+]
+LOWERINGS = {
+    "auto": lambda x, k, s, p: layers.conv(x, k, strides=s, padding=p),
+    "banded": layers._banded_conv,
+    "sliced": layers._sliced_conv,
+}
+
+
+def close(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10), a, b)
+
+
+def derivatives(f, *args):
+    """Value, gradient, forward derivative and Hessian-vector product of sum(f²)."""
+
+    def scalar(*a):
+        return jnp.square(f(*a)).sum()
+
+    tangents = jax.tree.map(
+        lambda a: jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape), args
+    )
+    everything = tuple(range(len(args)))
+    grad = jax.grad(scalar, argnums=everything)
+    return (
+        f(*args),
+        grad(*args),
+        jax.jvp(f, args, tangents)[1],
+        jax.jvp(grad, args, tangents)[1],
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", LOWERINGS)
+def test_conv_equals_lax(name, shape, monkeypatch):
+    k, s, p, c, o, h, w = shape
+    monkeypatch.setattr(layers, "_SLICE_BYTES", 2 * h * w * c * 8)  # two images a slice, of five
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, kernel = (
+            jnp.array(rng.normal(size=(5, h, w, c))),
+            jnp.array(rng.normal(size=(k, k, c, o))),
+        )
+        args = (s, s), ((p, p), (p, p))
+        ours = derivatives(lambda x, k: LOWERINGS[name](x, k, *args), x, kernel)
+        close(ours, derivatives(lambda x, k: layers._lax_conv(x, k, *args), x, kernel))
+        assert ours[0].dtype == jnp.float64
+
+
+def test_auto_chooses_by_shape(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+
+    def text(c, o, size, k, **kwargs):
+        x, kernel = jnp.zeros((64, size, size, c)), jnp.zeros((k, k, c, o))
+        return str(jax.make_jaxpr(lambda k: layers.conv(x, k, **kwargs))(kernel))
+
+    assert "conv_general_dilated" not in text(64, 256, 8, 1)
+    assert "conv_general_dilated" not in text(3, 6, 32, 5)
+    assert "custom_jvp" in text(64, 64, 32, 3, padding=((1, 1), (1, 1)))
+    assert "custom_jvp" not in text(64, 64, 32, 3, impl="lax")
+
+
+def test_groups():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 6))
+    both = layers.conv(x, kernel, groups=2)
+    halves = [
+        layers.conv(x[..., 2 * i : 2 * i + 2], kernel[..., 3 * i : 3 * i + 3]) for i in (0, 1)
+    ]
+    np.testing.assert_allclose(both, jnp.concatenate(halves, -1), rtol=1e-5, atol=1e-5)
+
+
+def test_unknown_impl():
+    with pytest.raises(ValueError, match='Fix: use "auto" or "lax"'):
+        layers.conv(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 1, 1, 1)), impl="fast")
+
+
+def test_normalize_equals_autodiff():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.array(rng.normal(3, 2, size=(4, 3, 3, 5)))
+        scale, bias = jnp.array(rng.normal(size=5)), jnp.array(rng.normal(size=5))
+        for pick in range(3):  # output, mean, variance
+
+            def ours(x, s, b, pick=pick):
+                return layers._normalize(x, s, b, 1e-5)[pick]
+
+            def plain(x, s, b, pick=pick):
+                return layers._normalize.fun(x, s, b, 1e-5)[pick]
+
+            close(derivatives(ours, x, scale, bias), derivatives(plain, x, scale, bias))
+
+
+@pytest.mark.parametrize("impl", ["auto", "lax"])
+def test_batch_norm_equals_flax(impl):
+    x = 5 + 2 * jax.random.normal(jax.random.key(0), (8, 4, 4, 6))
+    ours = layers.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-3, impl=impl)
+    flax = nn.BatchNorm(
+        use_running_average=False, momentum=0.9, epsilon=1e-3, use_fast_variance=False
+    )
+    variables = flax.init(jax.random.key(0), x)
+    assert jax.tree.structure(variables) == jax.tree.structure(ours.init(jax.random.key(0), x))
+    a, stats_a = ours.apply(variables, x, mutable=["batch_stats"])
+    b, stats_b = flax.apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-5), stats_a, stats_b)
+    ours, flax = ours.clone(use_running_average=True), flax.clone(use_running_average=True)
+    variables = {**variables, **stats_a}
+    np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), atol=1e-5)
+
+
+def test_batch_norm_of_large_mean_is_accurate():
+    x = 1000 + jax.random.normal(jax.random.key(0), (64, 8, 8, 2))
+    norm = layers.BatchNorm(use_running_average=False)
+    y, _ = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    assert abs(float(y.std()) - 1) < 1e-3
+
+
+def test_batch_norm_in_bfloat16_keeps_float32_statistics():
+    x = jax.random.normal(jax.random.key(0), (256, 16, 16, 2), jnp.bfloat16)
+    norm = layers.BatchNorm(use_running_average=False, momentum=0.0, dtype=jnp.bfloat16)
+    y, stats = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    expected = np.asarray(x, np.float64).var((0, 1, 2))
+    np.testing.assert_allclose(stats["batch_stats"]["var"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 9, 11])
+@pytest.mark.parametrize(("window", "stride", "pad"), [(2, 2, 0), (3, 3, 0), (3, 2, 1), (3, 2, 0)])
+def test_max_pool_equals_flax(size, window, stride, pad):
+    x = jax.random.normal(jax.random.key(0), (2, size, size, 3)) - 10
+    padding = ((pad, pad), (pad, pad))
+
+    def plain(x):
+        return nn.max_pool(x, (window, window), (stride, stride), padding)
+
+    def ours(x):
+        return layers.max_pool(x, window, stride, padding)
+
+    np.testing.assert_array_equal(ours(x), plain(x))
+    np.testing.assert_array_equal(*(jax.grad(lambda x, f=f: f(x).sum())(x) for f in (ours, plain)))
+
+
+def test_conv_module_has_the_variables_of_flax():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    ours = layers.Conv(4, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    flax = nn.Conv(4, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    variables = ours.init(jax.random.key(1), x)
+    variables["params"]["bias"] = jnp.arange(4.0)
+    np.testing.assert_allclose(
+        ours.apply(variables, x), flax.apply(variables, x), rtol=1e-5, atol=1e-5
+    )

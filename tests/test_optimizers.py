@@ -1,0 +1,135 @@
+"""Optimisers against hand-written recursions; schedules against their formulas."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from classic_cnns.errors import ConfigError
+from classic_cnns.optimizers import OPTIMIZERS, create_optimizer, create_schedule, decay_mask
+
+PARAMS = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([0.5])}
+GRADS = [
+    {"kernel": jnp.array([[0.1, 0.3]]), "bias": jnp.array([-0.2])},
+    {"kernel": jnp.array([[-0.4, 0.2]]), "bias": jnp.array([0.1])},
+    {"kernel": jnp.array([[0.05, -0.6]]), "bias": jnp.array([0.3])},
+]
+
+
+def run(tx):
+    params, state = PARAMS, tx.init(PARAMS)
+    for grads in GRADS:
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def by_hand(step):
+    """Applies step(p, g, memory, t, decayed) to both tensors."""
+    out = {}
+    for name, p in PARAMS.items():
+        p, memory = np.asarray(p, np.float64), {}
+        for t, grads in enumerate(GRADS, 1):
+            p = step(p, np.asarray(grads[name], np.float64), memory, t, name == "kernel")
+        out[name] = p
+    return out
+
+
+def same(a, b):
+    for name in PARAMS:
+        np.testing.assert_allclose(a[name], b[name], rtol=2e-5)
+
+
+def test_sgd_is_pytorchs_with_l2_on_kernels_alone():
+    def step(p, g, memory, t, decayed):
+        g = g + 0.01 * p * decayed
+        memory["m"] = 0.9 * memory.get("m", 0) + g
+        return p - 0.1 * (g + 0.9 * memory["m"])
+
+    same(run(create_optimizer("sgd", 0.1, weight_decay=0.01)), by_hand(step))
+
+
+def test_adamw_decays_apart_from_the_gradient_and_only_kernels():
+    def step(p, g, memory, t, decayed):
+        memory["m"] = 0.9 * memory.get("m", 0) + 0.1 * g
+        memory["v"] = 0.999 * memory.get("v", 0) + 0.001 * g**2
+        m, v = memory["m"] / (1 - 0.9**t), memory["v"] / (1 - 0.999**t)
+        return p - 0.1 * (m / (np.sqrt(v) + 1e-8) + 0.01 * p * decayed)
+
+    same(run(create_optimizer("adamw", 0.1, weight_decay=0.01)), by_hand(step))
+
+
+def test_adamw_without_decay_has_none():
+    same(run(create_optimizer("adamw", 0.1)), run(create_optimizer("adam", 0.1)))
+
+
+@pytest.mark.parametrize(
+    ("defaults", "start", "eps"),
+    [("optax", 0.1, 1e-7), ("keras", 0.1, 1e-7), ("torch", 0.0, 1e-10)],
+)
+def test_adagrad_of_each_framework(defaults, start, eps):
+    def step(p, g, memory, t, decayed):
+        memory["s"] = memory.get("s", start) + g**2
+        return p - 0.1 * g / np.sqrt(memory["s"] + eps)
+
+    same(run(create_optimizer("adagrad", 0.1, defaults=defaults)), by_hand(step))
+
+
+def test_rmsprop_of_torch_has_epsilon_outside_the_root():
+    def step(p, g, memory, t, decayed):
+        memory["s"] = 0.99 * memory.get("s", 0) + 0.01 * g**2
+        return p - 0.1 * g / (np.sqrt(memory["s"]) + 1e-8)
+
+    same(run(create_optimizer("rmsprop", 0.1, defaults="torch")), by_hand(step))
+
+
+def test_clipping_limits_the_global_norm():
+    tx = create_optimizer("sgd", 1.0, momentum=0.0, clip_norm=0.1)
+    updates, _ = tx.update(GRADS[0], tx.init(PARAMS), PARAMS)
+    assert abs(float(optax.tree.norm(updates)) - 0.1) < 1e-6
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimiser_moves_and_takes_decay(name):
+    moved = run(create_optimizer(name, 0.01, weight_decay=0.1))
+    assert not np.allclose(moved["kernel"], PARAMS["kernel"], atol=1e-7)
+    assert all(np.isfinite(v).all() for v in moved.values())
+
+
+def test_decay_spares_biases_and_norms():
+    assert decay_mask({"kernel": jnp.ones((3, 3, 1, 2)), "scale": jnp.ones(2)}) == {
+        "kernel": True,
+        "scale": False,
+    }
+
+
+def test_wrong_names_say_the_nearest():
+    with pytest.raises(ConfigError, match=r'"adm".*did you mean "adam"'):
+        create_optimizer("adm", 0.1)
+    with pytest.raises(ConfigError, match=r'no "beta1" .*one of .*b1'):
+        create_optimizer("adam", 0.1, beta1=0.9)
+    with pytest.raises(ConfigError, match=r'defaults "kras".*"keras"'):
+        create_optimizer("adam", 0.1, defaults="kras")
+    with pytest.raises(ConfigError, match=r'"cosin".*"cosine"'):
+        create_schedule("cosin", 0.1, 10)
+    with pytest.raises(ConfigError, match="warm-up takes 11 of 10"):
+        create_schedule("cosine", 0.1, 10, warmup_steps=11)
+    with pytest.raises(ConfigError, match="milestones"):
+        create_schedule("step", 0.1, 10, milestones=(0.9, 0.1))
+
+
+def test_schedules():
+    def rates(*args, **kwargs):
+        schedule = create_schedule(*args, **kwargs)
+        return [float(schedule(step)) for step in range(11)]
+
+    assert rates("constant", 0.5, 10) == [0.5] * 11
+    cosine = rates("cosine", 1.0, 10, warmup_steps=4, final_factor=0.1)
+    np.testing.assert_allclose(cosine[:5], [0.25, 0.5, 0.75, 1.0, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(cosine[7], 0.1 + 0.9 * 0.5, rtol=1e-6)
+    np.testing.assert_allclose(cosine[10], 0.1, rtol=1e-6)
+    stepped = rates("step", 1.0, 10, milestones=(0.5, 0.8), factor=0.1, warmup_steps=1)
+    np.testing.assert_allclose(stepped, [1.0] * 5 + [0.1] * 3 + [0.01] * 3, rtol=1e-5)
+    cycle = rates("one_cycle", 1.0, 10)
+    assert int(np.argmax(cycle)) in (2, 3)
+    assert cycle[10] < 1e-6

@@ -1,0 +1,141 @@
+"""What holds for the package as a whole: light imports, one direction, configs that fit."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import classic_cnns
+from classic_cnns import config as config_lib
+from classic_cnns.config import flatten
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+
+
+def test_import_is_light_and_quick():
+    script = (
+        "import time; t = time.perf_counter(); import classic_cnns, classic_cnns.train, sys;"
+        "classic_cnns.create_model; print(time.perf_counter() - t);"
+        "print([m for m in ('tensorflow', 'torch', 'keras', 'matplotlib', 'sklearn') if m in "
+        "sys.modules])"
+    )
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        for _ in range(3)
+    ]
+    assert all(r.stdout.splitlines()[1] == "[]" for r in runs)
+    assert min(float(r.stdout.splitlines()[0]) for r in runs) < 1.5
+
+
+def test_package_alone_imports_nothing_heavy():
+    script = (
+        "import classic_cnns, sys; assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
+
+
+def test_training_loads_neither_tensorflow_nor_torch(tmp_path):
+    script = (
+        "import sys; from configs import default; from classic_cnns import train_and_evaluate;"
+        "c = default.get_config('fake'); c.num_steps = 3; c.schedule.warmup_steps = 1;"
+        f"train_and_evaluate(c, {str(tmp_path)!r});"
+        "assert not {'tensorflow', 'torch', 'keras'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_export_exists():
+    for name in classic_cnns.__all__:
+        assert callable(getattr(classic_cnns, name))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = classic_cnns.nothing
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_imports_point_one_way():
+    package = ROOT / "classic_cnns"
+    light = ("classic_cnns.errors", "classic_cnns.models")
+    for path in package.rglob("*.py"):
+        names = set(imports(path))
+        inside = {n for n in names if n.startswith("classic_cnns.")}
+        if path.parent.name == "models":
+            assert inside <= {n for n in inside if n.startswith(light)}, path
+        if path.name != "commandline.py":
+            assert not {n for n in inside if n.endswith((".train", ".commandline"))}, path
+            assert not {n for n in names if n.startswith("absl")}, path
+        if path.name not in ("commandline.py", "config.py", "train.py", "header.py", "loading.py"):
+            assert not {n for n in names if n.startswith("ml_collections")}, path
+        assert not {n for n in names if n.split(".")[0] in ("torch", "tensorflow", "keras")}, path
+
+
+def test_no_pickle_and_no_eval():
+    for path in [*(ROOT / "classic_cnns").rglob("*.py"), ROOT / "main.py"]:
+        tree = ast.parse(path.read_text())
+        assert "pickle" not in set(imports(path)), path
+        called = {
+            n.func.id
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
+        assert not called & {"eval", "exec", "__import__"}, path
+
+
+def test_no_file_holds_two_ideas():
+    for path in (ROOT / "classic_cnns").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 300, path
+
+
+def load_config(path, *args):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*args)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_config(path):
+    """Every config file builds its network and optimiser for every dataset preset."""
+    from configs.default import DATASETS
+
+    fields = set(flatten(load_config(ROOT / "configs" / "default.py")))
+    text = path.read_text()
+    assert (
+        f"python main.py{'' if path.stem == 'default' else f' --config=configs/{path.name}'}\n"
+        in text
+    )
+    for dataset in DATASETS:
+        config = load_config(path, dataset)
+        assert {f for f in flatten(config) if not f.startswith("model.options.")} == fields
+        side = config.data.image_size or 32
+        model = config_lib.model_from(config, 10, (side, side, 3))
+        spans = config_lib.durations(config, 1000)
+        tx, _ = config_lib.optimizer_from(config, spans)
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+        jax.eval_shape(tx.init, variables["params"])
+
+
+def test_every_default_field_has_a_comment():
+    lines = (ROOT / "configs" / "default.py").read_text().splitlines()
+    commented = False
+    for line in map(str.strip, lines):
+        if line.startswith("# "):
+            commented = True
+        elif not line:
+            commented = False
+        elif line.startswith("config.") and "ConfigDict()" not in line and "update" not in line:
+            assert commented, line

@@ -1,0 +1,170 @@
+"""Steps: learning, sharding, several at once, freezing, exact evaluation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from classic_cnns.data import Split
+from classic_cnns.data.augment import create_augment
+from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.errors import ConfigError
+from classic_cnns.evaluate import create_evaluate
+from classic_cnns.losses import cross_entropy
+from classic_cnns.models import create_model
+from classic_cnns.sharding import check_batch_size, create_mesh, replicate
+from classic_cnns.steps import Progress, eval_step, train_on_resident, train_step
+from classic_cnns.train_state import create_train_state
+
+MEAN, STD = (0.5,) * 3, (0.25,) * 3
+AUGMENT = create_augment(crop_padding=2, flip=True, cutout_size=4)
+
+
+def split(n=64, size=32, classes=10):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, classes, n).astype(np.int32)
+    images = rng.integers(0, 30, (n, size, size, 3)) + 22 * labels[:, None, None, None]
+    return Split(np.clip(images, 0, 255).astype(np.uint8), labels)
+
+
+def setup(name="lenet5", devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, **kwargs):
+    mesh = create_mesh(devices)
+    model = create_model(name, 10, **kwargs)
+    tx = optax.sgd(rate, momentum=0.9)
+    state = create_train_state(model, tx, (32, 32, 3), seed=1, mesh=mesh)
+    one = functools.partial(
+        train_step, model=model, tx=tx, mean=MEAN, std=STD, augment=augment, seed=3
+    )
+    traces = []
+
+    def counted(*args):
+        traces.append(1)
+        return train_on_resident(*args, step=one)
+
+    loader = ResidentLoader(split(n), batch, seed=0, mesh=mesh)
+    return (
+        state,
+        replicate(Progress.empty(), mesh),
+        jax.jit(counted, donate_argnums=(0, 1)),
+        loader,
+        traces,
+    )
+
+
+def test_training_learns_and_traces_once():
+    state, progress, train, loader, traces = setup(augment=None)
+    for step in range(60):
+        state, progress = train(state, progress, loader.data, loader.train_indices(step))
+        if step in (3, 55):
+            losses = progress.metrics.loss.compute()
+            progress = replicate(Progress.empty(), loader.mesh)
+            if step == 3:
+                first = losses
+    assert float(progress.metrics.loss.compute()) < 0.5 * float(first)
+    assert int(state.step) == 60
+    assert int(progress.metrics.accuracy.count) == 4 * 16
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet10"])
+def test_eight_devices_equal_one(name):
+    results = []
+    for devices in (1, 8):
+        state, progress, train, loader, _ = setup(name, devices)
+        for step in range(3):
+            state, progress = train(state, progress, loader.data, loader.train_indices(step))
+        results.append(jax.device_get((state, progress.metrics.compute())))
+    assert results[0][0].step == results[1][0].step == 3
+    for a, b in zip(*(jax.tree.leaves(r) for r in results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+def test_several_steps_in_one_dispatch_equal_single_steps():
+    state, progress, train, loader, _ = setup()
+    for step in range(4):
+        state, progress = train(state, progress, loader.data, loader.train_indices(step))
+    other, other_progress, train, loader, _ = setup()
+    other, other_progress = train(other, other_progress, loader.data, loader.train_indices(0, 4))
+    for a, b in zip(
+        *(jax.tree.leaves(s) for s in ((state, progress), (other, other_progress))), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_state_freezes_before_the_first_step_that_is_not_finite():
+    state, progress, train, loader, _ = setup(rate=1e30)
+    before = []
+    for step in range(4):
+        before.append(jax.device_get(state))
+        state, progress = train(state, progress, loader.data, loader.train_indices(step))
+    assert not bool(progress.finite)
+    bad = int(state.step)
+    assert bad in (1, 2)
+    assert int(progress.metrics.accuracy.count) == 16 * bad
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), before[bad])
+
+
+def test_augmentation_and_dropout_follow_the_step_alone():
+    state, progress, train, loader, _ = setup()
+    state, progress = train(state, progress, loader.data, loader.train_indices(0))
+    saved = jax.device_get((state, progress))
+    results = []
+    for _ in range(2):
+        state, progress = train(
+            *replicate(saved, loader.mesh), loader.data, loader.train_indices(1)
+        )
+        results.append(jax.device_get(state))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_evaluation_counts_every_image_once(devices):
+    mesh = create_mesh(devices)
+    model = create_model("lenet5", 10)
+    state = create_train_state(model, optax.sgd(0.1), (32, 32, 3), seed=1, mesh=mesh)
+    evaluate = create_evaluate(model, mean=MEAN, std=STD)
+    data = split(33)
+    pixels = (data.images / 255.0 - 0.5) / 0.25
+    logits = np.asarray(
+        model.apply(jax.device_get(state).variables, jnp.array(pixels, jnp.float32))
+    )
+    order = np.argsort(-logits, axis=1)
+    shifted = logits - logits.max(1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(33), data.labels]
+    hit, top5 = order[:, 0] == data.labels, (order[:, :5] == data.labels[:, None]).any(1)
+    for n in (*range(1, 18), 31, 32, 33):
+        part = Split(data.images[:n], data.labels[:n])
+        result = evaluate(state, ResidentLoader(part, 16, seed=0, mesh=mesh))
+        assert result["accuracy"] == np.float32(hit[:n].sum()) / np.float32(n)
+        assert result["accuracy_top5"] == np.float32(top5[:n].sum()) / np.float32(n)
+        np.testing.assert_allclose(result["loss"], losses[:n].mean(), rtol=1e-5)
+
+
+def test_top5_with_fewer_classes():
+    model = create_model("lenet5", 3)
+    mesh = create_mesh(1)
+    state = create_train_state(model, optax.sgd(0.1), (32, 32, 3), seed=0, mesh=mesh)
+    batch = {"image": jnp.zeros((4, 32, 32, 3), jnp.uint8), "label": jnp.zeros(4, jnp.int32)}
+    sums = eval_step(state, {**batch, "mask": jnp.ones(4)}, model=model, mean=MEAN, std=STD)
+    assert float(sums.accuracy_top5.compute()) == 1.0
+
+
+def test_label_smoothing_by_hand():
+    logits, labels = jnp.array([[2.0, 1.0, 0.0]]), jnp.array([0])
+    p = np.exp([2.0, 1.0, 0.0]) / np.exp([2.0, 1.0, 0.0]).sum()
+    target = np.array([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3])
+    np.testing.assert_allclose(cross_entropy(logits, labels), -np.log(p[0]), rtol=1e-6)
+    np.testing.assert_allclose(
+        cross_entropy(logits, labels, 0.1), -(target * np.log(p)).sum(), rtol=1e-6
+    )
+
+
+def test_batch_that_devices_cannot_share():
+    with pytest.raises(
+        ConfigError, match=r"batch_size 30 cannot be split over 8 devices\. Fix: use 24 or 32"
+    ):
+        check_batch_size(30, create_mesh(8))
+    check_batch_size(32, create_mesh(8))

@@ -1,0 +1,199 @@
+"""The whole program in one process, on eight devices."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import classic_cnns
+from classic_cnns import rundir
+from classic_cnns import train as train_lib
+from classic_cnns.config import Durations, durations, next_event
+from classic_cnns.errors import ConfigError, DataError, NonFiniteError, WorkdirError
+from classic_cnns.logging import read_records
+
+TIMES = ("images_per_sec", "input_wait")
+
+
+def records(workdir):
+    return [
+        {k: v for k, v in r.items() if k not in TIMES}
+        for r in read_records(workdir / "metrics.jsonl")
+    ]
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step, monkeypatch):
+    """Makes the training stop hard when it asks for the images of a step."""
+    plain = train_lib.ResidentLoader.train_indices
+
+    def indices(self, at, count=1):
+        if at == step:
+            raise Stop
+        return plain(self, at, count)
+
+    monkeypatch.setattr(train_lib.ResidentLoader, "train_indices", indices)
+
+
+def test_a_run_and_its_directory(config, tmp_path, capsys):
+    config.weights_txt = True
+    state, summary = classic_cnns.train_and_evaluate(config, tmp_path / "run")
+    assert int(state.step) == summary["steps"] == 60
+    out = capsys.readouterr().out
+    assert "lenet5: 62,006 parameters, 0.0006517 GMACs" in out
+    assert "810 images: 81 of each class" in out
+    assert "weight decay 0.0005 on 5 of 10 tensors" in out
+    last = out.strip().splitlines()[-1]
+    assert json.loads(last.removeprefix("RESULT ")) == summary
+    assert summary["test_accuracy"] > 0.5
+
+    evals = [r for r in records(tmp_path / "run") if "eval_loss" in r]
+    assert [r["step"] for r in evals] == [25, 50, 60]
+    assert summary["val_accuracy"] == max(r["eval_accuracy"] for r in evals)
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [25, 50, 60]
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    info = rundir.read_json(tmp_path / "run" / "run.json")
+    assert len(info["classes"]) == 10
+    assert info["versions"]["jax"] == jax.__version__
+
+    run = classic_cnns.load(tmp_path / "run", "latest")
+    jax.tree.map(np.testing.assert_array_equal, run.variables, jax.device_get(state.variables))
+    assert classic_cnns.load(tmp_path / "run").step == summary["best_step"]
+    assert run.preprocessing["image_shape"] == [32, 32, 3]
+    text = (tmp_path / "run" / "weights.txt").read_text()
+    assert "params/conv1/kernel\n(5, 5, 3, 6)\n" in text
+    assert "..." not in text
+
+    _, same = classic_cnns.train_and_evaluate(config, tmp_path / "run")
+    assert same == summary
+    assert "already complete" in capsys.readouterr().out
+
+
+def test_stopped_and_continued_is_the_same_to_the_bit(config, tmp_path, monkeypatch):
+    whole, summary = classic_cnns.train_and_evaluate(config, tmp_path / "a")
+    for step in (13, 37, 58):  # checkpoints are at 10, 20, 25, 30, 40, 50, 60
+        with monkeypatch.context() as context:
+            stop_at(step, context)
+            with pytest.raises(Stop):
+                classic_cnns.train_and_evaluate(config, tmp_path / "b")
+    parts, same = classic_cnns.train_and_evaluate(config, tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(parts))
+    for key in summary.keys() - {"seconds", "workdir"}:
+        assert summary[key] == same[key], key
+    assert records(tmp_path / "a") == records(tmp_path / "b")
+
+
+def test_other_config_is_refused_with_the_difference(config, tmp_path):
+    config.num_steps = 10
+    classic_cnns.train_and_evaluate(config, tmp_path / "run")
+    before = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    config.log_every_steps = 3  # may change
+    config.optimizer.name = "adam"
+    config.batch_size = 16
+    with pytest.raises(
+        WorkdirError, match=r"batch_size: 32 → 16; optimizer.name: 'sgd' → 'adam'. Fix:"
+    ):
+        classic_cnns.train_and_evaluate(config, tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == before
+
+
+def test_other_data_is_refused(config, tmp_path):
+    config.num_steps = 10
+    classic_cnns.train_and_evaluate(config, tmp_path / "run")
+    info = rundir.read_json(tmp_path / "run" / "run.json")
+    rundir.write_json(tmp_path / "run" / "run.json", info | {"data_fingerprint": "0" * 64})
+    with pytest.raises(WorkdirError, match="other data"):
+        classic_cnns.train_and_evaluate(config, tmp_path / "run")
+
+
+def test_non_finite_names_step_rate_and_layer(config, tmp_path):
+    config.optimizer.learning_rate = 1e20
+    with pytest.raises(
+        NonFiniteError, match=r"step 1, learning rate 4e\+19: the output of \w+ is the first"
+    ):
+        classic_cnns.train_and_evaluate(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (("batch_size", 30), ConfigError, "cannot be split over 8 devices"),
+        (("batch_size", 2000), ConfigError, "has no step|more than"),
+        (("model.name", "lenet"), ConfigError, "did you mean"),
+        (("data.source", "cfar10"), ConfigError, "did you mean"),
+        (
+            ("data.image_size", 8),
+            ConfigError,
+            r"lenet5, which takes 16 px or more. Fix: --config.data.i",
+        ),
+        (("optimizer.name", "sdg"), ConfigError, "did you mean"),
+        (("num_steps", -1), ConfigError, "num_steps is negative"),
+        (("log_every_steps", 0), ConfigError, "log_every_steps is below 1"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_written(config, tmp_path, change, error, text):
+    field, value = change
+    config.update_from_flattened_dict({field: value})
+    if field == "batch_size" and value == 2000:
+        config.num_steps = 0
+        config.num_epochs = 1.0
+    with pytest.raises(error, match=text):
+        classic_cnns.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_data_writes_nothing(config, tmp_path):
+    config.data.source, config.data.dir = "folder", str(tmp_path / "none")
+    with pytest.raises(DataError, match="not a directory"):
+        classic_cnns.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_directories_are_numbered_and_locked(tmp_path):
+    assert [rundir.claim(tmp_path / "runs", "a-b").name for _ in range(3)] == [
+        "a-b-1",
+        "a-b-2",
+        "a-b-3",
+    ]
+    with (
+        rundir.lock(tmp_path / "run"),
+        pytest.raises(WorkdirError, match=r"in use by pid \d+ on"),
+        rundir.lock(tmp_path / "run"),
+    ):
+        pass
+    with rundir.lock(tmp_path / "run"):
+        pass
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(WorkdirError, match=r"Not a directory|File exists"),
+        rundir.lock(tmp_path / "file"),
+    ):
+        pass
+
+
+def test_load_says_what_is_missing(tmp_path):
+    with pytest.raises(
+        WorkdirError, match=r"run\.json is missing. Fix: give the directory of a run"
+    ):
+        classic_cnns.load(tmp_path)
+
+
+def test_durations(config):
+    config.num_steps = config.schedule.warmup_steps = config.checkpoint_every_steps = 0
+    config.num_epochs, config.batch_size, config.eval_every_epochs = 2.0, 64, 0.5
+    spans = durations(config, 100)
+    assert spans == Durations(total=3, warmup=1, eval_every=1.0, checkpoint_every=100 / 64)
+    assert [next_event(step, 2.5) for step in range(8)] == [2, 2, 5, 5, 5, 7, 7, 10]
+    assert [next_event(step, 3) for step in range(4)] == [3, 3, 3, 6]
+
+
+def test_records_cut_by_a_kill_are_left_out(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_records(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
