@@ -12,6 +12,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config = default.get_config(dataset)
     config.model.name = "lenet5"
     config.batch_size = 128
-    config.num_epochs = 60.0
+    config.num_epochs = 150.0
+    config.optimizer.weight_decay = 2e-4
     config.schedule.warmup_epochs = 2.0
     return config

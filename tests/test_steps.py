@@ -11,6 +11,7 @@ import pytest
 from classic_cnns.data import Split
 from classic_cnns.data.augment import create_augment
 from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.data.sources import fake
 from classic_cnns.errors import ConfigError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.losses import cross_entropy
@@ -23,11 +24,8 @@ MEAN, STD = (0.5,) * 3, (0.25,) * 3
 AUGMENT = create_augment(crop_padding=2, flip=True, cutout_size=4)
 
 
-def split(n=64, size=32, classes=10):
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, classes, n).astype(np.int32)
-    images = rng.integers(0, 30, (n, size, size, 3)) + 22 * labels[:, None, None, None]
-    return Split(np.clip(images, 0, 255).astype(np.uint8), labels)
+def split(n=64):
+    return Split(*fake(count=n)["all"])
 
 
 def setup(name="lenet5", devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, **kwargs):
@@ -55,7 +53,7 @@ def setup(name="lenet5", devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, 
 
 
 def test_training_learns_and_traces_once():
-    state, progress, train, loader, traces = setup(augment=None)
+    state, progress, train, loader, traces = setup(augment=None, n=160, rate=0.05)
     for step in range(60):
         state, progress = train(state, progress, loader.data, loader.train_indices(step))
         if step in (3, 55):
