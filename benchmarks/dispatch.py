@@ -49,7 +49,8 @@ def main():
         bare.append((time.perf_counter() - start) / STEPS)
     extra = [(a - b) * 1e6 for a, b in zip(loop, bare, strict=True)]
     print(
-        f"loop {statistics.median(loop) * 1e6:.1f} µs a step, call {statistics.median(bare) * 1e6:.1f}"
+    print(f"loop {statistics.median(loop) * 1e6:.1f} µs a step")
+    print(f"call {statistics.median(bare) * 1e6:.1f} µs")
     )
     print(
         f"overhead {statistics.median(extra):.1f} µs ({min(extra):.1f} to {max(extra):.1f}), n = 7"

@@ -2,9 +2,10 @@
 
     python benchmarks/train_step.py [--model lenet5 resnet18] [--rounds 15]
 
-Each round times the same number of steps of every peer in turn; figures are medians over rounds and medians
-of the ratios within rounds. Parameter counts are asserted equal. SGD with Nesterov momentum 0.9, float32.
-PyTorch (extra `bench`) is left out when it is not installed. Writes benchmarks/results/train_step-CPU.json.
+Each round times the same number of steps of every peer in turn; figures are medians over rounds and
+medians of the ratios within rounds. Parameter counts are asserted equal. SGD with Nesterov momentum
+0.9, float32. PyTorch (extra `bench`) is left out when it is not installed. Writes
+benchmarks/results/train_step-CPU.json.
 """
 
 import argparse
@@ -118,7 +119,8 @@ def measure(name, rounds):
         )
         print(
             f"{name:10} {peer:20} {statistics.median(speed):9.1f} images/s"
-            f" ({min(speed):.1f} to {max(speed):.1f}); ours is {rows[-1]['speed_of_ours_relative']:.2f}×"
+            f" ({min(speed):.1f} to {max(speed):.1f});"
+            f" ours is {rows[-1]['speed_of_ours_relative']:.2f}×"
         )
     return rows
 

@@ -10,9 +10,9 @@ from classic_cnns.models import ALIASES, MODELS, create_model, lenet, list_model
 from classic_cnns.models.layers import conv
 from classic_cnns.models.macs import count_macs
 
-# name: (classes, input, parameters, BatchNorm statistics, tensors). LeNet-5: section II.B of the
-# paper, and 5·5·6+6 + 5·5·6·16+16 + 400·120+120 + 120·84+84 + 84·10+10; ResNet-18…152: torchvision's
-# metadata; 10, 14, 16, 26: counted from the block sizes.
+# name: (classes, input, parameters, BatchNorm statistics, tensors). LeNet-5: the paper's section
+# II.B, and 5·5·6+6 + 5·5·6·16+16 + 400·120+120 + 120·84+84 + 84·10+10. ResNet-18…152: torchvision's
+# metadata. 10, 14, 16, 26: counted from the block sizes.
 GOLDEN = {
     "lenet5": (10, (32, 32, 1), 61_706, 0, 10),
     "lenet5_1998": (10, (32, 32, 1), 60_000, 0, 12),
