@@ -48,13 +48,10 @@ def main():
         jax.block_until_ready(total)
         bare.append((time.perf_counter() - start) / STEPS)
     extra = [(a - b) * 1e6 for a, b in zip(loop, bare, strict=True)]
-    print(
     print(f"loop {statistics.median(loop) * 1e6:.1f} µs a step")
     print(f"call {statistics.median(bare) * 1e6:.1f} µs")
-    )
-    print(
-        f"overhead {statistics.median(extra):.1f} µs ({min(extra):.1f} to {max(extra):.1f}), n = 7"
-    )
+    spread = f"{min(extra):.1f} to {max(extra):.1f}"
+    print(f"overhead {statistics.median(extra):.1f} µs ({spread}), n = 7")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python main.py --config=configs/lenet5.py
 
-About 12 minutes on 2 CPU cores (EPYC, jax 0.10.2, beside other work); test accuracy 0.773 (one seed).
+About 12 minutes on 2 CPU cores (EPYC, jax 0.10.2, beside other work); test accuracy 0.773 with
+seed 0.
 """
 
 from ml_collections import ConfigDict
