@@ -163,7 +163,7 @@ def train_and_evaluate(
                 files.write(record)
                 display.status(record)
             if evaluating:
-                record |= epoch_sums.means()
+                record = record | epoch_sums.means()
                 record |= {f"eval_{k}": v for k, v in evaluate(state, loaders["val"]).items()}
                 epoch_sums = EpochSums()
                 improved = record["eval_accuracy"] > best["eval_accuracy"]
