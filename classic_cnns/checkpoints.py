@@ -30,7 +30,7 @@ MANIFEST = "MANIFEST.json"
 
 
 class Checkpoints:
-    """The checkpoints of one run: the newest and the best are kept.
+    """The checkpoints of one run: the newest two, and those the caller wants to keep.
 
     Args:
         directory: made when missing; left-overs of a killed save or deletion are removed.
@@ -72,7 +72,8 @@ class Checkpoints:
             step: number of the checkpoint; saving one that exists does nothing.
             tree: of arrays.
             notes: kept in the manifest (JSON).
-            keep: older steps to leave; all others are deleted once this one is finished.
+            keep: steps to leave beside this one and the one before it; all others are deleted
+                once this one is finished.
 
         Raises:
             WorkdirError: the save before this one failed.
@@ -80,10 +81,11 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             return
+        keep = {*keep, step, *self.steps()[-1:]}
         host = jax.tree.map(
             np.array, jax.device_get(tree)
         )  # a copy: the caller donates its buffers
-        self._pending = self._pool.submit(self._write, step, host, notes, keep | {step})
+        self._pending = self._pool.submit(self._write, step, host, notes, keep)
 
     def wait(self) -> None:
         """Returns when everything is on disk, or raises what went wrong."""

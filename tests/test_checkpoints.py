@@ -44,10 +44,14 @@ def test_round_trip(saved):
     jax.tree.map(np.testing.assert_array_equal, back, tree(20))
 
 
-def test_only_what_is_kept_stays(saved):
+def test_the_newest_two_and_what_is_kept_stay(saved):
     with Checkpoints(saved) as checkpoints:
         checkpoints.save(30, tree(30), {}, keep={10})
-    assert sorted(p.name for p in saved.iterdir()) == ["10", "30"]
+        checkpoints.save(40, tree(40), {}, keep={10})
+    assert sorted(p.name for p in saved.iterdir()) == ["10", "30", "40"]
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.save(50, tree(50), {}, keep=set())
+    assert sorted(p.name for p in saved.iterdir()) == ["40", "50"]
 
 
 def test_saving_a_finished_step_again_changes_nothing(saved):

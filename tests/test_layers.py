@@ -17,10 +17,12 @@ SHAPES = [  # kernel, stride, padding, channels in, channels out, height, width
     (5, 1, 2, 1, 6, 9, 9),
     (7, 2, 3, 3, 4, 15, 14),
     (3, 1, 0, 4, 2, 3, 5),
+    (3, 1, 1, 70, 64, 2, 2),
 ]
 LOWERINGS = {
     "auto": lambda x, k, s, p: layers.conv(x, k, strides=s, padding=p),
     "banded": layers._banded_conv,
+    "patches": layers._patches_conv,
     "sliced": layers._sliced_conv,
 }
 

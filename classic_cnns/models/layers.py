@@ -7,6 +7,8 @@ for some shapes (docs/performance.md has the figures):
 * a 1×1 convolution is a matrix product;
 * a convolution of few channels is one matrix product per band of rows, with the kernel laid out as
   a banded (Toeplitz) matrix along the width;
+* a convolution onto a map of a few pixels is one product with its patches, since XLA falls back to
+  a naive loop where the map is smaller than the kernel;
 * the weight gradient of any other convolution is summed over slices of the batch that fit the
   cache, because XLA transposes the whole activation for it;
 * a max-pool with windows that do not overlap is a reshape and a maximum;
@@ -34,6 +36,7 @@ Padding = tuple[Pair, Pair]
 Dtype = Any
 
 _BAND_LIMIT = 2_000  # width × channels in × channels out, up to which the banded product wins
+_SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
 _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 
 
@@ -68,6 +71,8 @@ def conv(
         return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
     if x.shape[2] * c * o <= _BAND_LIMIT:
         return _banded_conv(x, kernel, strides, padding)
+    if _out_size(x.shape[1], kh, strides[0], padding[0]) <= _SMALL_MAP:
+        return _patches_conv(x, kernel, strides, padding)
     if jax.device_count() > 1:  # slices of a batch that is spread over devices would move it
         return _lax_conv(x, kernel, strides, padding)
     return _sliced_conv(x, kernel, strides, padding)
@@ -91,7 +96,7 @@ def _banded_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Paddin
     n, _, w, c = x.shape
     kh, kw, _, o = kernel.shape
     sh, sw = strides
-    w_out = (w + sum(padding[1]) - kw) // sw + 1
+    w_out = _out_size(w, kw, sw, padding[1])
     # place[j, u, v] = 1 where output column v reads input column u through kernel column j.
     place = np.zeros((kw, w, w_out), np.float32)
     for v in range(w_out):
@@ -101,10 +106,30 @@ def _banded_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Paddin
                 place[j, u, v] = 1
     band = jnp.einsum("ijco,juv->iucvo", kernel, place.astype(kernel.dtype))
     x = jnp.pad(x.reshape(n, -1, w * c), ((0, 0), padding[0], (0, 0)))
-    h_out = (x.shape[1] - kh) // sh + 1
+    h_out = _out_size(x.shape[1], kh, sh, (0, 0))
     rows = [x[:, i : i + (h_out - 1) * sh + 1 : sh] for i in range(kh)]
     out = jnp.concatenate(rows, axis=-1) @ band.reshape(kh * w * c, w_out * o)
     return out.reshape(n, h_out, w_out, o)
+
+
+def _out_size(size: int, kernel: int, stride: int, padding: Pair) -> int:
+    return (size + sum(padding) - kernel) // stride + 1
+
+
+def _patches_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
+    """Every output pixel is its flattened patch of the input @ the kernel, one product for all."""
+    kh, kw, c, o = kernel.shape
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    h_out = _out_size(x.shape[1], kh, strides[0], (0, 0))
+    w_out = _out_size(x.shape[2], kw, strides[1], (0, 0))
+    shifted = [
+        x[:, i : i + (h_out - 1) * strides[0] + 1 : strides[0]][
+            :, :, j : j + (w_out - 1) * strides[1] + 1 : strides[1]
+        ]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(kh * kw * c, o)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
