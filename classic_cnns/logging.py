@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,6 @@ class MetricFiles:
     """
 
     def __init__(self, workdir: Path, step: int, title: str) -> None:
-        from tensorboardX import SummaryWriter
-
         self.workdir, self.title = workdir, title
         path = workdir / "metrics.jsonl"
         self.records = [r for r in read_records(path) if r["step"] <= step]
@@ -50,7 +49,7 @@ class MetricFiles:
         temporary.write_text("".join(json.dumps(r) + "\n" for r in self.records))
         os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = SummaryWriter(
+        self._events = _summary_writer()(
             str(workdir / "tensorboard"), purge_step=step + 1 if step else None
         )
 
@@ -81,6 +80,19 @@ class MetricFiles:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self._events.close()
+
+
+def _summary_writer() -> Any:
+    """tensorboardX without PyTorch, which it loads where it is installed and does not need here."""
+    loaded = "torch" in sys.modules
+    if not loaded:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # makes the import fail
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        if not loaded:
+            del sys.modules["torch"]
+    return SummaryWriter
 
 
 def read_records(path: Path) -> list[Record]:

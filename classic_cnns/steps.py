@@ -33,6 +33,7 @@ def train_step(
     std: Sequence[float],
     augment: Augment | None = None,
     label_smoothing: float = 0.0,
+    aux_weight: float = 0.3,
     seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augment, normalise, forward, backward, update.
@@ -47,6 +48,8 @@ def train_step(
         mean, std: per channel, for pixels on the scale 0…1.
         augment: function of (key, uint8 images), see `data.augment`.
         label_smoothing: see `losses.cross_entropy`.
+        aux_weight: of the losses of auxiliary classifiers, which a network puts into the collection
+            "aux_logits" (GoogLeNet, section 5); the loss that is returned is without them.
         seed: of augmentation and dropout.
 
     Returns:
@@ -63,11 +66,14 @@ def train_step(
             {"params": params, "batch_stats": state.batch_stats},
             images,
             train=True,
-            mutable=["batch_stats"],
+            mutable=["batch_stats", "aux_logits"],
             rngs={"dropout": dropout_key},
         )
         losses = cross_entropy(logits, batch["label"], label_smoothing)
-        return losses.mean(), (losses, logits, updated.get("batch_stats", {}))
+        total = losses.mean()
+        for aux in jax.tree.leaves(updated.get("aux_logits", {})):
+            total += aux_weight * cross_entropy(aux, batch["label"], label_smoothing).mean()
+        return total, (losses, logits, updated.get("batch_stats", {}))
 
     (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from classic_cnns.models import layers
+from classic_cnns.models import layers, lowering
 
 SHAPES = [  # kernel, stride, padding, channels in, channels out, height, width
     (1, 1, 0, 6, 4, 5, 7),
@@ -20,10 +20,10 @@ SHAPES = [  # kernel, stride, padding, channels in, channels out, height, width
     (3, 1, 1, 70, 64, 2, 2),
 ]
 LOWERINGS = {
-    "auto": lambda x, k, s, p: layers.conv(x, k, strides=s, padding=p),
-    "banded": layers._banded_conv,
-    "patches": layers._patches_conv,
-    "sliced": layers._sliced_conv,
+    "auto": lambda x, k, s, p: lowering.conv(x, k, strides=s, padding=p),
+    "banded": lowering._banded_conv,
+    "patches": lowering._patches_conv,
+    "sliced": lowering._sliced_conv,
 }
 
 
@@ -54,7 +54,7 @@ def derivatives(f, *args):
 @pytest.mark.parametrize("name", LOWERINGS)
 def test_conv_equals_lax(name, shape, monkeypatch):
     k, s, p, c, o, h, w = shape
-    monkeypatch.setattr(layers, "_SLICE_BYTES", 2 * h * w * c * 8)  # two images a slice, of five
+    monkeypatch.setattr(lowering, "_SLICE_BYTES", 2 * h * w * c * 8)  # two images a slice, of five
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x, kernel = (
@@ -63,7 +63,7 @@ def test_conv_equals_lax(name, shape, monkeypatch):
         )
         args = (s, s), ((p, p), (p, p))
         ours = derivatives(lambda x, k: LOWERINGS[name](x, k, *args), x, kernel)
-        close(ours, derivatives(lambda x, k: layers._lax_conv(x, k, *args), x, kernel))
+        close(ours, derivatives(lambda x, k: lowering._lax_conv(x, k, *args), x, kernel))
         assert ours[0].dtype == jnp.float64
 
 
@@ -72,7 +72,7 @@ def test_auto_chooses_by_shape(monkeypatch):
 
     def text(c, o, size, k, **kwargs):
         x, kernel = jnp.zeros((64, size, size, c)), jnp.zeros((k, k, c, o))
-        return str(jax.make_jaxpr(lambda k: layers.conv(x, k, **kwargs))(kernel))
+        return str(jax.make_jaxpr(lambda k: lowering.conv(x, k, **kwargs))(kernel))
 
     assert "conv_general_dilated" not in text(64, 256, 8, 1)
     assert "conv_general_dilated" not in text(3, 6, 32, 5)
@@ -83,16 +83,16 @@ def test_auto_chooses_by_shape(monkeypatch):
 def test_groups():
     x = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 2, 6))
-    both = layers.conv(x, kernel, groups=2)
+    both = lowering.conv(x, kernel, groups=2)
     halves = [
-        layers.conv(x[..., 2 * i : 2 * i + 2], kernel[..., 3 * i : 3 * i + 3]) for i in (0, 1)
+        lowering.conv(x[..., 2 * i : 2 * i + 2], kernel[..., 3 * i : 3 * i + 3]) for i in (0, 1)
     ]
     np.testing.assert_allclose(both, jnp.concatenate(halves, -1), rtol=1e-5, atol=1e-5)
 
 
 def test_unknown_impl():
     with pytest.raises(ValueError, match='Fix: use "auto" or "lax"'):
-        layers.conv(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 1, 1, 1)), impl="fast")
+        lowering.conv(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 1, 1, 1)), impl="fast")
 
 
 def test_normalize_equals_autodiff():

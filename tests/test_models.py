@@ -1,14 +1,20 @@
 """Parameter counts, shapes and behaviour of every registered network."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from classic_cnns.errors import ConfigError
-from classic_cnns.models import ALIASES, MODELS, create_model, lenet, list_models
-from classic_cnns.models.layers import conv
+from classic_cnns.models import ALIASES, MODELS, create_model, layers, lenet, list_models
+from classic_cnns.models.lowering import conv
 from classic_cnns.models.macs import count_macs
+from classic_cnns.sharding import create_mesh
+from classic_cnns.steps import train_step
+from classic_cnns.train_state import create_train_state
 
 # name: (classes, input, parameters, BatchNorm statistics, tensors). LeNet-5: the paper's section
 # II.B, and 5·5·6+6 + 5·5·6·16+16 + 400·120+120 + 120·84+84 + 84·10+10. ResNet-18…152: torchvision's
@@ -16,6 +22,23 @@ from classic_cnns.models.macs import count_macs
 GOLDEN = {
     "lenet5": (10, (32, 32, 1), 61_706, 0, 10),
     "lenet5_1998": (10, (32, 32, 1), 60_000, 0, 12),
+    "alexnet": (1000, (224, 224, 3), 61_100_840, 0, 16),
+    "alexnet2012": (1000, (224, 224, 3), 60_965_224, 0, 16),
+    "vgg11": (1000, (224, 224, 3), 132_863_336, 0, 22),
+    "vgg13": (1000, (224, 224, 3), 133_047_848, 0, 26),
+    "vgg16": (1000, (224, 224, 3), 138_357_544, 0, 32),
+    "vgg19": (1000, (224, 224, 3), 143_667_240, 0, 38),
+    "vgg11_bn": (1000, (224, 224, 3), 132_868_840, 5_504, 38),
+    "vgg13_bn": (1000, (224, 224, 3), 133_053_736, 5_888, 46),
+    "vgg16_bn": (1000, (224, 224, 3), 138_365_992, 8_448, 58),
+    "vgg19_bn": (1000, (224, 224, 3), 143_678_248, 11_008, 70),
+    "googlenet": (1000, (224, 224, 3), 13_385_816, 15_072, 187),
+    "googlenet2014": (1000, (224, 224, 3), 13_378_280, 0, 128),
+    "resnet20_cifar": (10, (32, 32, 3), 269_722, 1_376, 59),
+    "resnet32_cifar": (10, (32, 32, 3), 464_154, 2_272, 95),
+    "resnet44_cifar": (10, (32, 32, 3), 658_586, 3_168, 131),
+    "resnet56_cifar": (10, (32, 32, 3), 853_018, 4_064, 167),
+    "resnet110_cifar": (10, (32, 32, 3), 1_727_962, 8_096, 329),
     "resnet10": (1000, (224, 224, 3), 5_418_792, 5_760, 38),
     "resnet14": (1000, (224, 224, 3), 5_788_200, 6_528, 50),
     "resnet16": (1000, (224, 224, 3), 6_968_872, 7_552, 56),
@@ -33,7 +56,25 @@ CIFAR = {
     "resnet101": (42_512_970, 42_697_380),
     "resnet152": (58_156_618, 58_341_028),
 }
+VARIANTS = [  # name, fields, side, classes, parameters, BatchNorm statistics
+    ("googlenet", {"aux": False}, 224, 1000, 7_005_832, 14_560),
+    ("googlenet", {"arch": "torchvision", "aux": False}, 224, 1000, 6_624_904, 14_560),
+    ("googlenet", {"arch": "torchvision"}, 224, 1000, 13_004_888, 15_072),
+    ("googlenet2014", {"aux": False}, 224, 1000, 6_998_552, 0),
+    ("alexnet", {}, 32, 10, 2_472_266, 0),
+    ("vgg16_bn", {}, 32, 10, 14_728_266, 8_448),
+    ("vgg19_bn", {}, 32, 10, 20_040_522, 11_008),
+    ("vgg16_bn", {"head": "mlp"}, 32, 10, 33_646_666, 8_448),
+    ("vgg16_bn", {"head": "mlp"}, 32, 100, 34_015_396, 8_448),
+    ("resnet20_cifar", {"shortcut": "B"}, 32, 10, 272_474, 1_568),
+    ("resnet110_cifar", {"shortcut": "B"}, 32, 10, 1_730_714, 8_288),
+]
 GMACS = {  # torchvision's metadata; bottlenecks stride on the 3×3
+    "alexnet": 0.714,
+    "vgg11": 7.609,
+    "vgg13_bn": 11.308,
+    "vgg16": 15.470,
+    "vgg19": 19.632,
     "resnet18": 1.814,
     "resnet34": 3.664,
     "resnet50": 4.089,
@@ -61,6 +102,14 @@ def test_parameter_count(name):
     assert size(variables["params"]) == params
     assert size(variables.get("batch_stats", {})) == stats
     assert len(jax.tree.leaves(variables["params"])) == tensors
+
+
+@pytest.mark.parametrize(("name", "fields", "side", "classes", "params", "stats"), VARIANTS)
+def test_parameter_count_of_variants(name, fields, side, classes, params, stats):
+    variables = abstract(create_model(name, classes, **fields), (side, side, 3))
+    assert size(variables["params"]) == params
+    assert size(variables.get("batch_stats", {})) == stats
+    assert set(variables) <= {"params", "batch_stats"}
 
 
 @pytest.mark.parametrize("name", CIFAR)
@@ -165,24 +214,131 @@ def test_any_channels_and_classes(name, channels):
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("name", ["lenet5", "lenet5_1998", "resnet10", "resnet50"])
+SMALL = [
+    *("lenet5", "lenet5_1998", "alexnet", "vgg11", "googlenet", "resnet10", "resnet50"),
+    pytest.param("vgg19_bn", marks=pytest.mark.slow),
+    pytest.param("googlenet2014", marks=pytest.mark.slow),
+    pytest.param("resnet152", marks=pytest.mark.slow),
+    pytest.param("resnet110_cifar", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_has_a_finite_gradient(name):
+    """Through the training step's loss, auxiliary classifiers included."""
     model = create_model(name, 5)
-    x = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
-    variables = jax.jit(model.init)(jax.random.key(1), x)
+    tx = optax.sgd(1.0)
+    state = create_train_state(model, tx, (32, 32, 3), seed=0, mesh=create_mesh(1))
+    before = jax.device_get(state.params)
+    images = jax.random.randint(jax.random.key(0), (4, 32, 32, 3), 0, 256).astype(jnp.uint8)
+    batch = {"image": images, "label": jnp.arange(4)}
+    step = functools.partial(train_step, model=model, tx=tx, mean=(0.5,) * 3, std=(0.25,) * 3)
+    state, out = jax.jit(step)(state, batch)
+    assert bool(out["finite"])
+    for path, after in jax.tree_util.tree_flatten_with_path(state.params)[0]:
+        assert np.isfinite(after).all(), path
+    heads = [name for name in before if name.startswith("aux")]
+    assert heads == (["aux1", "aux2"] if "googlenet" in name else [])
+    for head in heads:  # they learn
+        assert not np.array_equal(before[head]["fc2"]["bias"], state.params[head]["fc2"]["bias"])
 
-    @jax.jit
-    def grads(params):
-        def loss(params):
-            out, _ = model.apply(
-                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
-            )
-            return jnp.square(out).mean()
 
-        return jax.grad(loss)(params)
+def test_auxiliary_classifiers_run_in_training_alone():
+    model = create_model("googlenet", 5)
+    x = jnp.zeros((1, 32, 32, 3))
+    variables = abstract(model, (32, 32, 3))
 
-    for path, grad in jax.tree_util.tree_flatten_with_path(grads(variables["params"]))[0]:
-        assert np.isfinite(grad).all(), path
+    def collections(train):
+        def run(variables):
+            rngs = {"dropout": jax.random.key(0)}
+            return model.apply(
+                variables, x, train=train, mutable=["aux_logits", "batch_stats"], rngs=rngs
+            )[1]
+
+        return jax.eval_shape(run, variables).get("aux_logits", {})
+
+    assert {k: v[0].shape for k, v in collections(True).items()} == {
+        "aux1_logits": (1, 5),
+        "aux2_logits": (1, 5),
+    }
+    assert collections(False) == {}
+
+
+@pytest.mark.parametrize(
+    "name", ["vgg11_bn", "googlenet", "resnet18", "resnet50", "resnet20_cifar"]
+)
+def test_remat_changes_no_value(name):
+    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    plain, remat = (create_model(name, 5, remat=r) for r in ("none", "block"))
+    variables = jax.jit(plain.init)(jax.random.key(1), x)
+    assert jax.tree.structure(variables) == jax.tree.structure(abstract(remat, (32, 32, 3)))
+
+    def loss(model, params):
+        rngs = {"dropout": jax.random.key(2)}
+        variables_ = {**variables, "params": params}
+        return model.apply(variables_, x, train=True, mutable=["batch_stats"], rngs=rngs)[0].sum()
+
+    values = [jax.jit(functools.partial(loss, m))(variables["params"]) for m in (plain, remat)]
+    np.testing.assert_allclose(*values, rtol=1e-4)
+    text = str(jax.make_jaxpr(jax.grad(functools.partial(loss, remat)))(variables["params"]))
+    assert "checkpoint" in text or "remat" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "fan_in", "fan_out", "paper"),
+    [
+        ("alexnet", "conv2", 64 * 25, 192 * 25, 0.01),
+        ("vgg11", "conv2_1", 64 * 9, 128 * 9, 0.01),
+        ("resnet18", "stage2_block1/conv1", 64 * 9, 128 * 9, (2 / (64 * 9)) ** 0.5),
+        ("resnet20_cifar", "stage2_block1/conv1", 16 * 9, 32 * 9, (2 / (16 * 9)) ** 0.5),
+        ("googlenet", "inception3a/b2/conv", 96 * 9, 128 * 9, (2 / (224 * 9)) ** 0.5),
+    ],
+)
+def test_init_schemes_have_the_spread_they_name(name, layer, fan_in, fan_out, paper):
+    torchvision = {"alexnet": (1 / 3 / fan_in) ** 0.5, "googlenet": 0.01}
+    spread = {
+        "paper": paper,
+        "torchvision": torchvision.get(name, (2 / fan_out) ** 0.5),
+        "keras": (2 / (fan_in + fan_out)) ** 0.5,
+    }
+    for init, expected in spread.items():
+        model = create_model(name, 10, init=init)
+
+        @jax.jit
+        def kernel(key, model=model):  # the rest of the network is not computed
+            tree = model.init(key, jnp.zeros((1, 32, 32, 3)))["params"]
+            for part in layer.split("/"):
+                tree = tree[part]
+            return tree["kernel"]
+
+        assert abs(float(kernel(jax.random.key(0)).std()) / expected - 1) < 0.03, init
+
+
+def test_max_pool_ceil_mode_is_pytorchs():
+    # By hand: 3×3 windows of stride 2 over 5 → 2, 6 → 3, 7 → 3; 2×2 over 5 → 3, over 1 → 1.
+    for size, window, out in ((5, 3, 2), (6, 3, 3), (7, 3, 3), (5, 2, 3), (1, 2, 1), (4, 2, 2)):
+        x = jnp.arange(size, dtype=jnp.float32).reshape(1, size, 1, 1) * jnp.ones((1, 1, size, 1))
+        y = layers.max_pool(x, window, 2, ceil_mode=True)
+        assert y.shape == (1, out, out, 1)
+        assert float(y[0, -1, -1, 0]) == size - 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 7, 14])
+def test_adaptive_pooling_by_the_rule(size):
+    x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 3))
+    y = layers.adaptive_avg_pool(x, 4)
+    for i in range(4):
+        for j in range(4):
+            rows = slice(i * size // 4, -(-(i + 1) * size // 4))
+            cols = slice(j * (size + 1) // 4, -(-(j + 1) * (size + 1) // 4))
+            np.testing.assert_allclose(y[:, i, j], x[:, rows, cols].mean((1, 2)), atol=1e-5)
+
+
+def test_local_response_norm_by_hand():
+    x = jnp.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 1, 4)
+    y = layers.local_response_norm(x, size=3, alpha=0.1, beta=0.75, k=2.0)
+    sums = np.array([1 + 4, 1 + 4 + 9, 4 + 9 + 16, 9 + 16])
+    np.testing.assert_allclose(y.ravel(), np.arange(1, 5) / (2 + 0.1 * sums) ** 0.75, rtol=1e-6)
 
 
 def test_bfloat16_computes_and_float32_returns():
@@ -224,7 +380,7 @@ def test_published_lenet_parts():
 
 
 def test_names_aliases_and_errors():
-    assert list_models("resnet1*") == [
+    assert [n for n in list_models("resnet1*") if "cifar" not in n] == [
         "resnet10",
         "resnet14",
         "resnet16",

@@ -9,11 +9,23 @@ from typing import Any
 import flax.linen as nn
 
 from classic_cnns.errors import ConfigError, nearest
-from classic_cnns.models import lenet, resnet
+from classic_cnns.models import alexnet, googlenet, lenet, resnet, vgg
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet.lenet5,
     "lenet5_1998": lenet.lenet5_1998,
+    "alexnet": alexnet.alexnet,
+    "alexnet2012": alexnet.alexnet2012,
+    "vgg11": vgg.vgg11,
+    "vgg13": vgg.vgg13,
+    "vgg16": vgg.vgg16,
+    "vgg19": vgg.vgg19,
+    "vgg11_bn": vgg.vgg11_bn,
+    "vgg13_bn": vgg.vgg13_bn,
+    "vgg16_bn": vgg.vgg16_bn,
+    "vgg19_bn": vgg.vgg19_bn,
+    "googlenet": googlenet.googlenet,
+    "googlenet2014": googlenet.googlenet2014,
     "resnet10": resnet.resnet10,
     "resnet14": resnet.resnet14,
     "resnet16": resnet.resnet16,
@@ -23,11 +35,20 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet.resnet50,
     "resnet101": resnet.resnet101,
     "resnet152": resnet.resnet152,
+    "resnet20_cifar": resnet.resnet20_cifar,
+    "resnet32_cifar": resnet.resnet32_cifar,
+    "resnet44_cifar": resnet.resnet44_cifar,
+    "resnet56_cifar": resnet.resnet56_cifar,
+    "resnet110_cifar": resnet.resnet110_cifar,
 }
 
 # The names of the script this library grew out of.
 ALIASES = {
     "Lenet5": "lenet5",
+    "Alexnet8": "alexnet",
+    "GoogLeNet": "googlenet",
+    "VGG16": "vgg16",
+    "VGG19": "vgg19",
     "Res10": "resnet10",
     "Res14": "resnet14",
     "Res16": "resnet16",
@@ -63,8 +84,8 @@ def create_model(name: str, num_classes: int = 1000, **kwargs: Any) -> nn.Module
     Args:
         name: see `list_models`, or an old name such as "Res18".
         num_classes: outputs.
-        **kwargs: fields of the network's module, for example `stem="cifar"` or
-            `dtype=jnp.bfloat16`.
+        **kwargs: fields of the network's module, for example `stem="cifar"`, `dtype=jnp.bfloat16`
+            or `init="paper"`.
 
     Returns:
         A linen module; `module.apply(variables, images, train=False)` takes (N, H, W, C) float
@@ -75,6 +96,8 @@ def create_model(name: str, num_classes: int = 1000, **kwargs: Any) -> nn.Module
     """
     name = resolve_name(name)
     make = MODELS[name]
+    if "init" in kwargs:  # the name is taken in linen modules
+        kwargs["weight_init"] = kwargs.pop("init")
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}. Fix: use 1 or more")
     try:

@@ -1,28 +1,16 @@
-"""The layers every network here is built from: one `Conv`, one `BatchNorm`, one `max_pool`.
+"""The layers every network here is built from.
 
-They compute what `flax.linen.Conv`, `flax.linen.BatchNorm` and `flax.linen.max_pool` compute and
-name their variables alike. What differs is how, and only on CPU, where XLA's own choices are slow
-for some shapes (docs/performance.md has the figures):
-
-* a 1×1 convolution is a matrix product;
-* a convolution of few channels is one matrix product per band of rows, with the kernel laid out as
-  a banded (Toeplitz) matrix along the width;
-* a convolution onto a map of a few pixels is one product with its patches, since XLA falls back to
-  a naive loop where the map is smaller than the kernel;
-* the weight gradient of any other convolution is summed over slices of the batch that fit the
-  cache, because XLA transposes the whole activation for it;
-* a max-pool with windows that do not overlap is a reshape and a maximum;
-* BatchNorm's derivative is the closed form.
-
-Everything is written with `jax.custom_jvp`, so forward mode, reverse mode and any mixture of the
-two (Hessian-vector products) work. `impl="lax"` selects XLA's plain operations everywhere.
+`Conv` and `BatchNorm` compute what flax.linen's compute and name their variables alike; `conv` in
+lowering.py says what differs on CPU. A max-pool with windows that do not overlap is a reshape and a
+maximum there, and BatchNorm's derivative is the closed form. `impl="lax"` selects XLA's plain
+operations everywhere.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,123 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Impl = Literal["auto", "lax"]
-Pair = tuple[int, int]
-Padding = tuple[Pair, Pair]
+from classic_cnns.models.lowering import Impl, Padding, Pair, conv
+
 Dtype = Any
-
-_BAND_LIMIT = 2_000  # width × channels in × channels out, up to which the banded product wins
-_SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
-_SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
-
-
-def conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    *,
-    strides: Pair = (1, 1),
-    padding: Padding = ((0, 0), (0, 0)),
-    groups: int = 1,
-    impl: Impl = "auto",
-) -> jax.Array:
-    """Two-dimensional cross-correlation without bias.
-
-    Args:
-        x: images, (N, H, W, C).
-        kernel: weights, (kh, kw, C // groups, O), same dtype as `x`.
-        strides: step along height and width, in pixels.
-        padding: zeros (before, after) along height and width, in pixels.
-        groups: number of groups that channels are split into.
-        impl: "auto" picks the fastest form for the platform and shape, "lax" is XLA's own.
-
-    Returns:
-        (N, H', W', O) with H' = (H + padding − kh) // stride + 1.
-    """
-    if impl not in ("auto", "lax"):
-        raise ValueError(f'impl={impl!r} is unknown. Fix: use "auto" or "lax".')
-    if impl == "lax" or jax.default_backend() != "cpu" or groups > 1:
-        return _lax_conv(x, kernel, strides, padding, groups)
-    kh, kw, c, o = kernel.shape
-    if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
-        return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
-    if x.shape[2] * c * o <= _BAND_LIMIT:
-        return _banded_conv(x, kernel, strides, padding)
-    if _out_size(x.shape[1], kh, strides[0], padding[0]) <= _SMALL_MAP:
-        return _patches_conv(x, kernel, strides, padding)
-    if jax.device_count() > 1:  # slices of a batch that is spread over devices would move it
-        return _lax_conv(x, kernel, strides, padding)
-    return _sliced_conv(x, kernel, strides, padding)
-
-
-def _lax_conv(
-    x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, groups: int = 1
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-def _banded_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Output row r is [rows r·s … r·s+kh−1, flattened] @ band, one product for all rows."""
-    n, _, w, c = x.shape
-    kh, kw, _, o = kernel.shape
-    sh, sw = strides
-    w_out = _out_size(w, kw, sw, padding[1])
-    # place[j, u, v] = 1 where output column v reads input column u through kernel column j.
-    place = np.zeros((kw, w, w_out), np.float32)
-    for v in range(w_out):
-        for j in range(kw):
-            u = v * sw + j - padding[1][0]
-            if 0 <= u < w:
-                place[j, u, v] = 1
-    band = jnp.einsum("ijco,juv->iucvo", kernel, place.astype(kernel.dtype))
-    x = jnp.pad(x.reshape(n, -1, w * c), ((0, 0), padding[0], (0, 0)))
-    h_out = _out_size(x.shape[1], kh, sh, (0, 0))
-    rows = [x[:, i : i + (h_out - 1) * sh + 1 : sh] for i in range(kh)]
-    out = jnp.concatenate(rows, axis=-1) @ band.reshape(kh * w * c, w_out * o)
-    return out.reshape(n, h_out, w_out, o)
-
-
-def _out_size(size: int, kernel: int, stride: int, padding: Pair) -> int:
-    return (size + sum(padding) - kernel) // stride + 1
-
-
-def _patches_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Every output pixel is its flattened patch of the input @ the kernel, one product for all."""
-    kh, kw, c, o = kernel.shape
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    h_out = _out_size(x.shape[1], kh, strides[0], (0, 0))
-    w_out = _out_size(x.shape[2], kw, strides[1], (0, 0))
-    shifted = [
-        x[:, i : i + (h_out - 1) * strides[0] + 1 : strides[0]][
-            :, :, j : j + (w_out - 1) * strides[1] + 1 : strides[1]
-        ]
-        for i in range(kh)
-        for j in range(kw)
-    ]
-    return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(kh * kw * c, o)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _sliced_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """XLA's convolution, whose derivative by the kernel is a sum over slices of the batch."""
-    return _lax_conv(x, kernel, strides, padding)
-
-
-@_sliced_conv.defjvp
-def _sliced_conv_jvp(strides: Pair, padding: Padding, primals: Any, tangents: Any) -> Any:
-    (x, kernel), (dx, dkernel) = primals, tangents
-    out = _lax_conv(x, kernel, strides, padding)
-    size = max(1, _SLICE_BYTES // (x[0].size * x.dtype.itemsize))
-    slices = [
-        _lax_conv(x[i : i + size], dkernel, strides, padding) for i in range(0, x.shape[0], size)
-    ]
-    return out, _lax_conv(dx, kernel, strides, padding) + jnp.concatenate(slices)
 
 
 def max_pool(
@@ -155,13 +29,19 @@ def max_pool(
     stride: int,
     padding: Padding = ((0, 0), (0, 0)),
     *,
+    ceil_mode: bool = False,
     impl: Impl = "auto",
 ) -> jax.Array:
     """Maximum over square windows of (N, H, W, C); padded cells never win.
 
-    Rows and columns that do not fill a window are left out, as in every framework's default.
+    Rows and columns that do not fill a window are left out, as in every framework's default, or
+    with `ceil_mode` get a window of their own (Caffe's and PyTorch's rule: it must start inside).
     """
     n, h, w, c = x.shape
+    if ceil_mode:
+        tails = (max(0, -(-(s - window) // stride) * stride + window - s) for s in (h, w))
+        # A window that would start beyond the last pixel is dropped again.
+        padding = tuple((0, t if t < window else 0) for t in tails)  # type: ignore[assignment]
     plain = impl == "lax" or jax.default_backend() != "cpu"
     if plain or window != stride or padding != ((0, 0), (0, 0)):
         return nn.max_pool(x, (window, window), (stride, stride), padding)
@@ -171,6 +51,39 @@ def max_pool(
     x = functools.reduce(jnp.maximum, [x[:, :, i] for i in range(window)])
     x = x.reshape(n, h, w, window, c)
     return functools.reduce(jnp.maximum, [x[:, :, :, i] for i in range(window)])
+
+
+def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """(N, H, W, C) to (N, size, size, C) by PyTorch's rule.
+
+    Output i is the mean over rows floor(i·H/size) to ceil((i+1)·H/size) − 1, which may overlap, or
+    repeat when H < size; the same along the width.
+    """
+    if x.shape[1:3] == (size, size):
+        return x
+    rows, cols = (_averaging(s, size).astype(x.dtype) for s in x.shape[1:3])
+    return jnp.einsum("ih,jw,nhwc->nijc", rows, cols, x)
+
+
+def _averaging(size: int, out: int) -> np.ndarray:
+    matrix = np.zeros((out, size), np.float32)
+    for i in range(out):
+        start, end = i * size // out, -(-(i + 1) * size // out)
+        matrix[i, start:end] = 1 / (end - start)
+    return matrix
+
+
+def local_response_norm(
+    x: jax.Array, *, size: int, alpha: float, beta: float, k: float
+) -> jax.Array:
+    """x / (k + α·Σ x²)^β, the sum over `size` neighbouring channels (Krizhevsky et al., 2012, 3.3).
+
+    α multiplies the sum, as in the paper; Caffe and PyTorch divide theirs by `size`.
+    """
+    half = size // 2
+    squares = jnp.pad(jnp.square(x.astype(jnp.float32)), ((0, 0), (0, 0), (0, 0), (half, half)))
+    total = sum(squares[..., i : i + x.shape[-1]] for i in range(size))
+    return (x * (k + alpha * total) ** -beta).astype(x.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -210,11 +123,11 @@ class Conv(nn.Module):
     Attributes:
         features: output channels.
         kernel_size: height and width in pixels.
-        strides, padding, groups: see `conv`. Padding is explicit, never "SAME": see the style
-            notes in CONTRIBUTING.md.
+        strides, padding, groups: see `lowering.conv`. Padding is explicit, never "SAME": see
+            CONTRIBUTING.md.
         use_bias: add a bias per channel.
         dtype: of the computation; parameters are float32.
-        impl: see `conv`.
+        impl: see `lowering.conv`.
     """
 
     features: int
@@ -259,7 +172,7 @@ class BatchNorm(nn.Module):
         epsilon: added to the variance.
         dtype: of the output.
         scale_init: zeros for the last BatchNorm of a residual branch.
-        impl: see `conv`.
+        impl: see `lowering.conv`.
     """
 
     use_running_average: bool
@@ -271,7 +184,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Same shape out as in."""
+        """Same shape."""
         shape = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)

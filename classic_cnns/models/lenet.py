@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from classic_cnns.models.layers import Conv, Impl, conv, max_pool
+from classic_cnns.models.layers import Conv, max_pool
+from classic_cnns.models.lowering import Impl, conv
 
 # Table I of the paper: the S2 maps that each of the 16 maps of C3 reads.
 C3_TABLE = (

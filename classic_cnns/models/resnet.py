@@ -19,7 +19,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from classic_cnns.models.layers import BatchNorm, Conv, Impl, max_pool
+from classic_cnns.models.layers import BatchNorm, Conv, max_pool
+from classic_cnns.models.lowering import Impl
 
 # Name → (block, blocks in each of the four stages). Table 1, and the four home-made depths.
 TABLE = {
@@ -32,6 +33,14 @@ TABLE = {
     "resnet50": ("bottleneck", (3, 4, 6, 3)),
     "resnet101": ("bottleneck", (3, 4, 23, 3)),
     "resnet152": ("bottleneck", (3, 8, 36, 3)),
+}
+
+
+# Of convolutions. paper (section 3.4) and torchvision: He et al. 2015, by fan-in and by fan-out.
+INITS = {
+    "paper": nn.initializers.variance_scaling(2.0, "fan_in", "normal"),
+    "torchvision": nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+    "keras": nn.initializers.xavier_uniform(),
 }
 
 
@@ -48,8 +57,10 @@ class ResNet(nn.Module):
         zero_init_last: start the last scale of each branch at 0, so that blocks start as identity
             (Goyal et al., 2017, section 5.1).
         bn_momentum, bn_epsilon: of every BatchNorm.
+        weight_init: "paper", "torchvision" or "keras", see `INITS`.
+        remat: "block" recomputes each block in the backward pass, for memory.
         dtype: of the computation.
-        impl: see `layers.conv`.
+        impl: see `lowering.conv`.
     """
 
     block: Literal["basic", "bottleneck"]
@@ -60,6 +71,8 @@ class ResNet(nn.Module):
     zero_init_last: bool = True
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
+    weight_init: Literal["paper", "torchvision", "keras"] = "torchvision"
+    remat: Literal["none", "block"] = "none"
     dtype: Any = jnp.float32
     impl: Impl = "auto"
 
@@ -74,18 +87,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         """Logits (N, num_classes) in float32, for images (N, H, W, C)."""
-        conv = functools.partial(
-            Conv, use_bias=False, dtype=self.dtype, impl=self.impl, kernel_init=he_init
-        )
-        norm = functools.partial(
-            BatchNorm,
-            use_running_average=not train,
-            momentum=self.bn_momentum,
-            epsilon=self.bn_epsilon,
-            dtype=self.dtype,
-            impl=self.impl,
-        )
-        last_init = nn.initializers.zeros if self.zero_init_last else nn.initializers.ones
+        conv, norm, last_init = _bind(self, train)
         if self._stem(x) == "imagenet":
             x = conv(64, (7, 7), (2, 2), ((3, 3), (3, 3)), name="conv_init")(x)
             x = nn.relu(norm(name="bn_init")(x))
@@ -93,11 +95,10 @@ class ResNet(nn.Module):
         else:
             x = conv(64, (3, 3), padding=((1, 1), (1, 1)), name="conv_init")(x)
             x = nn.relu(norm(name="bn_init")(x))
-        make = (
-            BasicBlock
-            if self.block == "basic"
-            else functools.partial(BottleneckBlock, stride_on=self.bottleneck_stride)
-        )
+        kind: Any = BasicBlock if self.block == "basic" else BottleneckBlock
+        make = nn.remat(kind) if self.remat == "block" else kind
+        if self.block == "bottleneck":
+            make = functools.partial(make, stride_on=self.bottleneck_stride)
         for i, blocks in enumerate(self.stage_sizes):
             for j in range(blocks):
                 x = make(
@@ -118,6 +119,74 @@ class ResNet(nn.Module):
         return self.stem_for(min(x.shape[1:3]))
 
 
+class CifarResNet(nn.Module):
+    """The networks of section 4.2 for 32 px: 6n + 2 layers in three stages of 16, 32, 64 channels.
+
+    Attributes:
+        depth: 20, 32, 44, 56 or 110.
+        num_classes: outputs.
+        shortcut: where shapes differ, "A" subsamples and adds channels of zeros on both sides,
+            without parameters (the paper's choice here); "B" projects.
+        zero_init_last, weight_init, remat, dtype, impl, bn_momentum, bn_epsilon: as in `ResNet`.
+    """
+
+    depth: int
+    num_classes: int = 10
+    shortcut: Literal["A", "B"] = "A"
+    zero_init_last: bool = False
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
+    weight_init: Literal["paper", "torchvision", "keras"] = "torchvision"
+    remat: Literal["none", "block"] = "none"
+    dtype: Any = jnp.float32
+    impl: Impl = "auto"
+
+    def min_size(self) -> int:
+        """Smallest image side in pixels."""
+        return 8
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        """Logits (N, num_classes) in float32, for images (N, H, W, C)."""
+        conv, norm, last_init = _bind(self, train)
+        x = conv(16, (3, 3), padding=((1, 1), (1, 1)), name="conv_init")(x)
+        x = nn.relu(norm(name="bn_init")(x))
+        block = nn.remat(BasicBlock) if self.remat == "block" else BasicBlock
+        for i in range(3):
+            for j in range((self.depth - 2) // 6):
+                x = block(
+                    features=16 * 2**i,
+                    stride=2 if i > 0 and j == 0 else 1,
+                    conv=conv,
+                    norm=norm,
+                    last_init=last_init,
+                    option=self.shortcut,
+                    name=f"stage{i + 1}_block{j + 1}",
+                )(x)
+        x = x.mean((1, 2))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x).astype(jnp.float32)
+
+
+def _bind(model: ResNet | CifarResNet, train: bool) -> tuple[Any, Any, Any]:
+    """Convolution, norm and initialiser of a branch's last scale, with the model's settings."""
+    conv = functools.partial(
+        Conv,
+        use_bias=False,
+        dtype=model.dtype,
+        impl=model.impl,
+        kernel_init=INITS[model.weight_init],
+    )
+    norm = functools.partial(
+        BatchNorm,
+        use_running_average=not train,
+        momentum=model.bn_momentum,
+        epsilon=model.bn_epsilon,
+        dtype=model.dtype,
+        impl=model.impl,
+    )
+    return conv, norm, nn.initializers.zeros if model.zero_init_last else nn.initializers.ones
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut (figure 5, left)."""
 
@@ -126,6 +195,7 @@ class BasicBlock(nn.Module):
     conv: Any
     norm: Any
     last_init: Any
+    option: str = "B"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -162,15 +232,15 @@ class BottleneckBlock(nn.Module):
 
 
 def shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, features: int) -> jax.Array:
-    """Identity where shapes agree, else a projection (section 3.3, option B)."""
+    """Identity where shapes agree, else zeros (section 3.3, option A) or a projection (B)."""
     if block.stride == 1 and x.shape[-1] == features:
         return x
+    if getattr(block, "option", "B") == "A":
+        extra = (features - x.shape[-1]) // 2
+        x = x[:, :: block.stride, :: block.stride]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (extra, extra)))
     x = block.conv(features, (1, 1), (block.stride,) * 2, name="conv_proj")(x)
     return block.norm(name="bn_proj")(x)
-
-
-# He et al. 2015 (section 3.4 of the paper): normal with variance 2 / fan-out, as torchvision does.
-he_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def _resnet(name: str, **kwargs: Any) -> ResNet:
@@ -187,3 +257,9 @@ resnet34 = functools.partial(_resnet, "resnet34")
 resnet50 = functools.partial(_resnet, "resnet50")
 resnet101 = functools.partial(_resnet, "resnet101")
 resnet152 = functools.partial(_resnet, "resnet152")
+
+resnet20_cifar = functools.partial(CifarResNet, depth=20)
+resnet32_cifar = functools.partial(CifarResNet, depth=32)
+resnet44_cifar = functools.partial(CifarResNet, depth=44)
+resnet56_cifar = functools.partial(CifarResNet, depth=56)
+resnet110_cifar = functools.partial(CifarResNet, depth=110)
