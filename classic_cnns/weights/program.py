@@ -68,6 +68,7 @@ def run(stream: BinaryIO) -> Any:
         del stack[at:]
         return items
 
+    argument: Any
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         name = opcode.name
         if count > _MAX_OPCODES:

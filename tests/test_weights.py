@@ -1,0 +1,415 @@
+"""Weight files: what they hold comes in and goes out to the bit; what is hostile or damaged is
+refused.
+
+Files of the formats are made here by hand, byte by byte, so that no other library is needed.
+"""
+
+import contextlib
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from classic_cnns.errors import ConfigError, DataError
+from classic_cnns.models import create_model
+from classic_cnns.weights.convert import detect, from_theirs, to_theirs, unwrap
+from classic_cnns.weights.dialects import dialect, dialects
+from classic_cnns.weights.torch_file import read_torch
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "weights"
+
+
+class Stub:
+    """Pickles as a reference to module.name, without importing it."""
+
+    def __init__(self, module, name):
+        self.reference = module, name
+
+
+class Pickler(pickle._Pickler):  # the one written in Python: it can name what is not importable
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, Stub):
+            self.write(pickle.GLOBAL + "{}\n{}\n".format(*obj.reference).encode())
+        elif isinstance(obj, Tensor):
+            self.save(Stub("torch._utils", "_rebuild_tensor_v2"))
+            self.write(pickle.MARK)
+            for item in (
+                ("storage", Stub("torch", obj.kind + "Storage"), obj.key, "cpu", obj.count),
+            ):
+                self.save(item)
+                self.write(pickle.BINPERSID)
+            for item in (obj.offset, obj.shape, obj.strides, False, OrderedDict()):
+                self.save(item)
+            self.write(pickle.TUPLE + pickle.REDUCE)
+        elif isinstance(obj, Call):
+            self.save(obj.function)
+            self.save(obj.arguments)
+            self.write(pickle.REDUCE)
+        else:
+            super().save(obj, save_persistent_id)
+
+
+class Call:
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+
+class Tensor:
+    def __init__(self, key, count, shape, strides=None, offset=0, kind="Float"):
+        self.key, self.count, self.shape, self.kind, self.offset = key, count, shape, kind, offset
+        steps = np.cumprod([1, *shape[:0:-1]])[::-1].tolist() if shape else []
+        self.strides = tuple(steps) if strides is None else strides
+
+
+def program(value, protocol=2):
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol).dump(value)
+    return buffer.getvalue()
+
+
+def write_zip(path, value, storages, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", value if isinstance(value, bytes) else program(value))
+        archive.writestr("archive/byteorder", "little")
+        for key, data in storages.items():
+            archive.writestr(f"archive/data/{key}", data)
+    return path
+
+
+def write_legacy(path, value, storages):
+    with path.open("wb") as file:
+        pickle.dump(0x1950A86A20F9469CFC6C, file, 2)
+        pickle.dump(1001, file, 2)
+        pickle.dump({"protocol_version": 1001, "little_endian": True}, file, 2)
+        file.write(value if isinstance(value, bytes) else program(value))
+        pickle.dump(list(storages), file, 2)
+        for data in storages.values():
+            file.write(struct.pack("<q", len(data) // 4) + data)
+    return path
+
+
+NUMBERS = np.arange(24, dtype=np.float32)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_tensors_views_and_shared_storages(write, tmp_path):
+    value = OrderedDict(
+        whole=Tensor("0", 24, (2, 3, 4)),
+        part=Tensor("0", 24, (3, 4), offset=12),
+        turned=Tensor("0", 24, (4, 3, 2), (1, 4, 12)),
+        scalar=Tensor("0", 24, (), offset=5),
+        empty=Tensor("0", 24, (0, 3)),
+        plain=[1, 2.5, "text", None, True, (1, 2)],
+    )
+    out = read_torch(write(tmp_path / "x.pt", value, {"0": NUMBERS.tobytes()}))
+    whole = NUMBERS.reshape(2, 3, 4)
+    np.testing.assert_array_equal(out["whole"], whole)
+    np.testing.assert_array_equal(out["part"], whole[1])
+    np.testing.assert_array_equal(out["turned"], whole.transpose(2, 1, 0))
+    assert out["scalar"] == 5.0
+    assert out["empty"].shape == (0, 3)
+    assert out["plain"] == [1, 2.5, "text", None, True, (1, 2)]
+
+
+def test_other_types(tmp_path):
+    half = NUMBERS.astype(np.float16)
+    bfloat = (NUMBERS.view(np.uint32) >> 16).astype(np.uint16)
+    value = {
+        "h": Tensor("0", 24, (24,), kind="Half"),
+        "b": Tensor("1", 24, (24,), kind="BFloat16"),
+        "i": Tensor("2", 2, (2,), kind="Long"),
+    }
+    storages = {"0": half.tobytes(), "1": bfloat.tobytes(), "2": np.int64([7, -1]).tobytes()}
+    out = read_torch(write_zip(tmp_path / "x.pt", value, storages))
+    np.testing.assert_array_equal(out["h"], half)
+    np.testing.assert_array_equal(out["b"].astype(np.float32), NUMBERS)
+    assert out["i"].tolist() == [7, -1]
+
+
+HOSTILE = {
+    "os.system": Call(Stub("posix", "system"), "touch HACKED"),
+    "eval": Call(Stub("builtins", "eval"), "open('HACKED', 'w')"),
+    "getattr": Call(Stub("builtins", "getattr"), Stub("os", "path"), "join"),
+    "a module": Stub("torch.nn.modules.linear", "Linear"),
+    "numpy": Call(Stub("numpy.core.multiarray", "_reconstruct"), 1),
+    "torch.load": Call(Stub("torch.serialization", "load"), "x"),
+    "a call of a storage": Call(Stub("torch", "FloatStorage"), 10**12),
+    "a call of a dict": Call({}, 1),
+    "a bare name": Stub("collections", "OrderedDict"),
+    "a set": {1, 2},
+    "a huge shape": Tensor("0", 24, (10**6, 10**6)),
+    "an expanded view": Tensor("0", 24, (10**9,), (0,)),
+    "a negative offset": Tensor("0", 24, (2,), offset=-1),
+    "a negative stride": Tensor("0", 24, (2,), (-1,)),
+    "beyond the end": Tensor("0", 24, (25,)),
+    "another storage": Tensor("9", 24, (2,)),
+    "strides that do not match": Tensor("0", 24, (2, 3), (1,)),
+}
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_programs_are_refused(name, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "x.pt", {"w": HOSTILE[name]}, {"0": NUMBERS.tobytes()})
+    with pytest.raises(DataError, match=r"x\.pt: .*Fix: another file"):
+        read_torch(path)
+    assert os.listdir(tmp_path) == ["x.pt"]
+
+
+def test_refused_names_are_told(tmp_path):
+    path = write_zip(tmp_path / "x.pt", {"w": HOSTILE["os.system"]}, {})
+    with pytest.raises(DataError, match=r"refers to posix\.system, which is refused"):
+        read_torch(path)
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        (
+            b"\x80\x02}q\x00(X\x01\x00\x00\x00aK\x01X\x01\x00\x00\x00aK\x02u.",
+            "the key 'a' is there twice",
+        ),
+        (b"\x80\x02}q\x00r\xff\xff\xff\xffh\x07.", "7"),  # a memo index of 4 billion costs nothing
+        (b"\x80\x02X\xff\xff\xff\x7fa.", "expected"),  # a string of 2 GB in 9 bytes
+        (b"\x80\x02K\x01", "not a readable"),
+        (b"\x80\x02(((((", "not a readable"),
+        (b"\x80\x02c__builtin__\nexec\n.", "exec, which is refused"),
+        (b"\x80\x02i__builtin__\nexec\n.", "opcode INST"),
+    ],
+)
+def test_malformed_programs(raw, text, tmp_path):
+    with pytest.raises(DataError, match=text):
+        read_torch(write_zip(tmp_path / "x.pt", raw, {}))
+
+
+def test_files_that_are_something_else(tmp_path):
+    (tmp_path / "text.pt").write_text("hello")
+    (tmp_path / "empty.pt").write_bytes(b"")
+    bomb = write_zip(
+        tmp_path / "bomb.pt",
+        {"w": Tensor("0", 10**6, (10**6,))},
+        {"0": bytes(4 * 10**6)},
+        zipfile.ZIP_DEFLATED,
+    )
+    assert bomb.stat().st_size < 20_000
+    (tmp_path / "dir.pt").mkdir()
+    for name, text in (
+        ("text.pt", "neither a zip file nor a pickle"),
+        ("empty.pt", "neither"),
+        ("bomb.pt", "compressed, which torch.save never does"),
+        ("dir.pt", "directory"),
+        ("none.pt", "no such file"),
+    ):
+        with pytest.raises(DataError, match=text):
+            read_torch(tmp_path / name)
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_every_truncation_is_an_error(write, tmp_path):
+    path = write(tmp_path / "x.pt", {"w": Tensor("0", 24, (24,))}, {"0": NUMBERS.tobytes()})
+    data = path.read_bytes()
+    for length in range(0, len(data) - 1, 7):
+        path.write_bytes(data[:length])
+        with pytest.raises(DataError):
+            read_torch(path)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # of Python's own parser of opcodes
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_random_damage_is_an_error_or_a_value(tmp_path_factory, data):
+    directory = tmp_path_factory.mktemp("fuzz")
+    write = data.draw(st.sampled_from([write_zip, write_legacy]))
+    path = write(
+        directory / "x.pt", {"w": Tensor("0", 24, (4, 6)), "n": [1]}, {"0": NUMBERS.tobytes()}
+    )
+    raw = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(raw)
+    with contextlib.suppress(DataError):
+        read_torch(path)
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60))
+def test_random_programs_are_errors_or_values(tmp_path_factory, body):
+    path = write_zip(tmp_path_factory.mktemp("fuzz") / "x.pt", b"\x80\x02" + body + b".", {})
+    with contextlib.suppress(DataError):
+        read_torch(path)
+
+
+# ---- names
+
+
+MODELS = [
+    ("resnet18", {"stem": "imagenet"}),
+    ("resnet50", {"stem": "imagenet"}),
+    ("resnet20_cifar", {}),
+    ("vgg16", {"head": "imagenet"}),
+    ("vgg11_bn", {"head": "cifar"}),
+    ("alexnet", {}),
+    ("googlenet", {"arch": "torchvision", "stem": "imagenet"}),
+    ("lenet5", {}),
+]
+
+
+def random_variables(model, side=224, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, channels)))
+    return jax.tree.map(lambda a: rng.random(a.shape, np.float32) + 0.5, dict(shapes))
+
+
+@pytest.mark.parametrize(("name", "fields"), MODELS, ids=lambda v: v if isinstance(v, str) else "")
+def test_round_trips_are_equal_to_the_bit(name, fields):
+    model = create_model(name, 7, **fields)
+    variables = random_variables(
+        model, 32 if "lenet" in name or "cifar" in str(fields) + name else 224
+    )
+    for d in dialects(model):
+        if any(k in fields and fields[k] != v for k, v in d.fields.items()):
+            continue
+        theirs = to_theirs(variables, d)
+        assert len(theirs) == len(jax.tree.leaves(variables))
+        blank = jax.tree.map(np.zeros_like, variables)
+        back, report = from_theirs(model, blank, theirs, d)
+        jax.tree.map(np.testing.assert_array_equal, back, variables)
+        assert (report.kept, report.dropped) == ((), ())
+
+
+def test_dialects_are_told_apart():
+    model = create_model("resnet18", 10)
+    variables = random_variables(model, 32)
+    for d in dialects(model):
+        assert detect(model, set(to_theirs(variables, d))).name == d.name
+    with pytest.raises(DataError, match="names are of another network"):
+        detect(model, {"encoder.0.weight"})
+    with pytest.raises(ConfigError, match='did you mean "torchvision"'):
+        dialect(model, "torchvison")
+
+
+def test_published_keys():
+    """Keys of the official files, by hand."""
+
+    def keys(name, dialect_name, **fields):
+        model = create_model(name, 1000, **fields)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        return set(
+            to_theirs(
+                jax.tree.map(lambda a: np.zeros((1,) * a.ndim), dict(shapes)),
+                dialect(model, dialect_name),
+            )
+        )
+
+    resnet = keys("resnet50", "torchvision")
+    assert {
+        "conv1.weight",
+        "layer3.5.bn3.running_var",
+        "layer2.0.downsample.1.bias",
+        "fc.bias",
+    } <= resnet
+    assert len(resnet) == 161 + 2 * 53
+    assert "layer1.0.downsample.0.weight" not in keys("resnet18", "torchvision")
+    vgg = keys("vgg19_bn", "weiaicunzai", head="mlp")
+    assert {"features.49.weight", "features.50.running_mean", "classifier.6.weight"} <= vgg
+    keras = keys("resnet50", "keras")
+    assert {"conv1_conv/kernel", "conv3_block1_0_bn/moving_variance", "predictions/kernel"} <= keras
+    hf = keys("resnet50", "transformers")
+    assert "resnet.encoder.stages.1.layers.0.shortcut.convolution.weight" in hf
+
+
+def test_flattening_order():
+    model = create_model("lenet5", 10)
+    variables = random_variables(model, 32, 1)
+    theirs = to_theirs(variables, dialect(model, "torch"))
+    x = np.random.default_rng(1).random((2, 5, 5, 16), np.float32)
+    ours = x.reshape(2, -1) @ variables["params"]["fc1"]["kernel"]
+    pytorch = x.transpose(0, 3, 1, 2).reshape(2, -1) @ theirs["fc1.weight"].T
+    np.testing.assert_allclose(ours, pytorch, rtol=1e-5)
+
+
+def test_keras_bias_is_folded_into_the_mean():
+    model = create_model("resnet18", 10, stem="cifar")
+    variables = random_variables(model, 32)
+    d = dialect(model, "keras")
+    theirs = to_theirs(variables, d)
+    theirs["conv1_conv/bias"] = np.full(64, 0.25, np.float32)
+    back, report = from_theirs(model, variables, theirs, d)
+    mean = variables["batch_stats"]["bn_init"]["mean"]
+    np.testing.assert_array_equal(back["batch_stats"]["bn_init"]["mean"], mean - np.float32(0.25))
+    assert report.dropped == ()
+
+
+def test_containers_and_prefixes():
+    weights = {"module._orig_mod.a.weight": NUMBERS, "a.num_batches_tracked": NUMBERS}
+    for value in ({"state_dict": weights, "epoch": 3}, {"model": {"net": weights}}, weights):
+        assert list(unwrap(value)) == ["a.weight"]
+    with pytest.raises(DataError, match="no weights found"):
+        unwrap({"epoch": 3})
+    with pytest.raises(DataError, match="twice"):
+        unwrap({"a.weight": NUMBERS, "module.a.weight": NUMBERS})
+
+
+def test_all_problems_are_in_one_report():
+    model = create_model("resnet18", 10, stem="cifar")
+    variables = random_variables(model, 32)
+    d = dialect(model, "torchvision")
+    theirs = to_theirs(variables, d)
+    theirs["fc.weight"] = theirs["fc.weight"][:5]
+    del theirs["bn1.bias"]
+    theirs["layer1.0.conv1.weight"] = theirs["layer1.0.conv1.weight"] * np.nan
+    theirs["extra.weight"] = NUMBERS
+    with pytest.raises(DataError) as error:
+        from_theirs(model, variables, theirs, d)
+    for text in (
+        "4 arrays do not fit",
+        "head/kernel: fc.weight has shape (512, 5) in our layout, (512, 10) expected",
+        "bn_init/bias: bn1.bias is missing",
+        "stage1_block1/conv1/kernel: layer1.0.conv1.weight is not finite",
+        "extra.weight: has no place",
+    ):
+        assert text in str(error.value)
+
+
+def test_partial_loading_is_reported_in_three_lists():
+    model = create_model("resnet18", 10, stem="cifar")
+    variables = random_variables(model, 32)
+    d = dialect(model, "torchvision")
+    theirs = to_theirs(random_variables(create_model("resnet18", 5, stem="cifar"), 32, seed=1), d)
+    theirs["extra.weight"] = NUMBERS
+    out, report = from_theirs(model, variables, theirs, d, exclude="^head/", partial=True)
+    assert report.kept == ("head/bias", "head/kernel") or set(report.kept) == {
+        "head/bias",
+        "head/kernel",
+    }
+    assert report.dropped == ("extra.weight",)
+    assert len(report.loaded) == len(flatten_dict(variables)) - 2
+    np.testing.assert_array_equal(
+        out["params"]["head"]["kernel"], variables["params"]["head"]["kernel"]
+    )
+    assert "kept at init: head/" in str(report)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="the real weight files are not here")
+def test_real_files():
+    for depth in (20, 32, 44, 56):
+        theirs = unwrap(read_torch(next(REAL.glob(f"resnet{depth}-*.th"))))
+        model = create_model(f"resnet{depth}_cifar", 10)
+        d = detect(model, set(theirs))
+        out, _ = from_theirs(model, random_variables(model, 32), theirs, d)
+        back = to_theirs(out, d)
+        assert back.keys() == theirs.keys()
+        assert all(np.array_equal(back[k], theirs[k]) for k in back)
