@@ -17,9 +17,13 @@ _EXPORTS = {
     "create_optimizer": "classic_cnns.optimizers",
     "create_schedule": "classic_cnns.optimizers",
     "create_train_state": "classic_cnns.train_state",
+    "evaluate_run": "classic_cnns.evaluate",
     "eval_step": "classic_cnns.steps",
+    "features": "classic_cnns.models.features",
+    "list_layers": "classic_cnns.models.features",
     "list_models": "classic_cnns.models",
     "load": "classic_cnns.loading",
+    "load_weights": "classic_cnns.weights",
     "train_and_evaluate": "classic_cnns.train",
     "train_step": "classic_cnns.steps",
 }

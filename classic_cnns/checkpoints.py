@@ -156,9 +156,7 @@ class Checkpoints:
         """
         from orbax.checkpoint import v1 as ocp
 
-        reason = self.damage(step)
-        if reason:
-            raise WorkdirError(f"checkpoint {step} in {self.directory}: {reason}. Fix: train again")
+        self._check(step)
         manifest = self.manifest(step)
         wanted = _shapes(abstract)
         differences = [
@@ -176,6 +174,22 @@ class Checkpoints:
             )
         like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), abstract)
         return ocp.load(self.directory / str(step) / "state", like), manifest["notes"]
+
+    def read(self, step: int) -> dict[str, Any]:
+        """Everything in one step as nested dictionaries of arrays, whatever it was saved from.
+
+        Raises:
+            WorkdirError: its files are not as they were written.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        self._check(step)
+        return ocp.load(self.directory / str(step) / "state")
+
+    def _check(self, step: int) -> None:
+        reason = self.damage(step)
+        if reason:
+            raise WorkdirError(f"checkpoint {step} in {self.directory}: {reason}. Fix: train again")
 
     def damage(self, step: int) -> str | None:
         """What is wrong with a step's files, or None: compares every byte with the manifest."""

@@ -13,8 +13,6 @@ from classic_cnns import config as config_lib
 from classic_cnns import rundir
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.errors import WorkdirError
-from classic_cnns.steps import Progress
-from classic_cnns.train_state import abstract_train_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +44,11 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
     Raises:
         WorkdirError: not a run, no checkpoint, or a damaged one.
     """
-    import jax
-
     workdir = Path(workdir).expanduser().absolute()
     info = rundir.read_json(workdir / "run.json")
     config = ConfigDict(rundir.read_json(workdir / "config.json"))
-    shape = tuple(info["preprocessing"]["image_shape"])
-    model = config_lib.model_from(config, len(info["classes"]), shape)  # type: ignore[arg-type]
-    tx, _ = config_lib.optimizer_from(config, config_lib.Durations(1, 0, 1, 1))
-    abstract = {
-        "state": abstract_train_state(model, tx, shape),  # type: ignore[arg-type]
-        "progress": jax.eval_shape(Progress.empty),
-    }
+    height, width, channels = info["preprocessing"]["image_shape"]
+    model = config_lib.model_from(config, len(info["classes"]), (height, width, channels))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -65,10 +56,10 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
         step = steps[-1]
         if which == "best":
             step = checkpoints.manifest(step)["notes"]["best"]["step"] or step
-        tree, _ = checkpoints.restore(step, abstract)
+        state = checkpoints.read(step)["state"]
     return LoadedRun(
         model=model,
-        variables=tree["state"].variables,
+        variables={"params": state["params"], "batch_stats": state.get("batch_stats") or {}},
         classes=tuple(info["classes"]),
         preprocessing=info["preprocessing"],
         step=step,

@@ -77,11 +77,17 @@ def lock(workdir: Path) -> Iterator[None]:
         yield
 
 
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file in one step: it is there whole or as it was before."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replaces a JSON file in one step."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    replace_file(path, text.encode())
 
 
 def read_json(path: Path) -> Any:

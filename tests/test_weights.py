@@ -6,6 +6,7 @@ Files of the formats are made here by hand, byte by byte, so that no other libra
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import struct
@@ -21,8 +22,11 @@ from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classic_cnns.errors import ConfigError, DataError
-from classic_cnns.models import create_model
+import classic_cnns
+from classic_cnns import cli
+from classic_cnns.errors import ConfigError, DataError, WorkdirError
+from classic_cnns.models import create_model, lowering
+from classic_cnns.weights import export_weights, load_weights, save_bundle
 from classic_cnns.weights.convert import detect, from_theirs, to_theirs, unwrap
 from classic_cnns.weights.dialects import dialect, dialects
 from classic_cnns.weights.torch_file import read_torch
@@ -413,3 +417,115 @@ def test_real_files():
         back = to_theirs(out, d)
         assert back.keys() == theirs.keys()
         assert all(np.array_equal(back[k], theirs[k]) for k in back)
+
+
+# ---- files, bundles, commands
+
+
+def bundle(tmp_path, name="resnet20_cifar"):
+    model = create_model(name, 10)
+    variables = random_variables(model, 32)
+    d = dialects(model)[0]
+    path = tmp_path / "weights.npz"
+    np.savez(path, **to_theirs(variables, d))
+    return path, variables
+
+
+@pytest.mark.parametrize("ending", ["npz", "safetensors"])
+@pytest.mark.parametrize("to", ["akamaster", "ours"])
+def test_export_and_import(to, ending, tmp_path):
+    path, variables = bundle(tmp_path)
+    run, report = load_weights(path, "resnet20_cifar")
+    assert (report.dialect, report.kept, report.dropped) == ("akamaster", (), ())
+    directory = save_bundle(run, "resnet20_cifar", tmp_path / "run")
+    back = classic_cnns.load(directory)
+    assert back.model == run.model
+    assert back.preprocessing["mean"] == [0.485, 0.456, 0.406]
+    jax.tree.map(np.testing.assert_array_equal, dict(back.variables), variables)
+    out = export_weights(back, to, tmp_path / f"out.{ending}")
+    if to == "ours":
+        return
+    again, _ = load_weights(out, "resnet20_cifar")
+    jax.tree.map(np.testing.assert_array_equal, dict(again.variables), variables)
+
+
+def test_bundle_keeps_fields_and_refuses_a_full_directory(tmp_path):
+    model = create_model("resnet50", 10, stem="cifar", bottleneck_stride="1x1")
+    variables = random_variables(model, 32)
+    np.savez(tmp_path / "w.npz", **to_theirs(variables, dialect(model, "torchvision")))
+    run, _ = load_weights(tmp_path / "w.npz", "resnet50", bottleneck_stride="1x1")
+    assert (run.model.stem, run.model.bottleneck_stride) == ("cifar", "1x1")
+    save_bundle(run, "resnet50", tmp_path / "run")
+    assert classic_cnns.load(tmp_path / "run").model == run.model
+    with pytest.raises(WorkdirError, match="is not empty"):
+        save_bundle(run, "resnet50", tmp_path / "run")
+
+
+def test_another_head_starts_fresh(tmp_path):
+    path, variables = bundle(tmp_path)
+    run, report = load_weights(
+        path, "resnet20_cifar", num_classes=3, exclude="^head/", classes=("a", "b", "c")
+    )
+    assert set(report.kept) == {"head/bias", "head/kernel"}
+    assert run.classes == ("a", "b", "c")
+    assert run.variables["params"]["head"]["kernel"].shape == (64, 3)
+    np.testing.assert_array_equal(
+        run.variables["params"]["conv_init"]["kernel"], variables["params"]["conv_init"]["kernel"]
+    )
+
+
+def test_objects_in_npz_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match="damaged: Object arrays cannot be loaded"):
+        load_weights(tmp_path / "x.npz", "resnet18")
+
+
+def test_commands(tmp_path, capsys):
+    path, _ = bundle(tmp_path)
+    run = str(tmp_path / "run")
+    assert cli.main(["convert", str(path), "--model", "resnet20_cifar", "--out", run]) == 0
+    assert "97 arrays loaded" in capsys.readouterr().out
+    assert cli.main(["evaluate", run, "--data", "fake"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1].removeprefix("RESULT "))
+    assert (result["images"], result["split"]) == (100, "test")
+    out = str(tmp_path / "out.safetensors")
+    assert cli.main(["convert", run, "--to", "akamaster", "--out", out]) == 0
+    capsys.readouterr()
+    assert cli.main(["models", "lenet*"]) == 0
+    assert "lenet5                    61,706   0.0004    32   16" in capsys.readouterr().out
+    assert cli.main(["summary", "resnet18", "--image-size", "32"]) == 0
+    assert "11,681,832     555,929,600" in capsys.readouterr().out
+    for args, code, text in (
+        (["convert", str(path), "--model", "resnet32_cifar", "--out", run + "2"], 3, "do not fit"),
+        (["convert", str(path), "--out", run + "2"], 2, "--model is missing"),
+        (["convert", str(path), "--model", "resnet20", "--out", run + "2"], 2, "did you mean"),
+        (["convert", str(tmp_path / "no"), "--model", "vgg16", "--out", run], 3, "no such file"),
+        (["evaluate", run], 2, "come without data"),
+        (["evaluate", str(tmp_path)], 4, "run.json is missing"),
+        (["evaluate", run, "--data", "cifar100", "--data-dir", "/no"], 3, "cifar100"),
+        (["models", "x*"], 2, "no network matches"),
+        (["summary", "vgg16", "--image-size", "16"], 2, "32 px or more"),
+    ):
+        assert cli.main(args) == code
+        error = capsys.readouterr().err
+        assert error.startswith("ERROR "), error
+        assert text in error
+    assert not (tmp_path / "run2").exists()
+
+
+def test_features_are_the_layers_outputs():
+    model = create_model("resnet10", 10)
+    x = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    out = classic_cnns.features(model, variables, x, ["conv_init", "stage4_block1", "head"])
+    kernel = variables["params"]["conv_init"]["kernel"]
+    expected = lowering.conv(x, kernel, padding=((1, 1), (1, 1)))
+    np.testing.assert_allclose(out["conv_init"], expected, atol=1e-5)
+    np.testing.assert_allclose(out["head"], model.apply(variables, x), atol=1e-5)
+    assert out["stage4_block1"].shape == (2, 2, 2, 512)
+    layers = classic_cnns.list_layers(model, (16, 16, 3))
+    assert [layer.name for layer in layers][:3] == ["conv_init", "bn_init", "stage1_block1/conv1"]
+    with pytest.raises(
+        ConfigError, match=r'no layer "stage4_blok1" \(did you mean "stage4_block1"'
+    ):
+        classic_cnns.features(model, variables, x, ["stage4_blok1"])

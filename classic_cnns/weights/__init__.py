@@ -1,1 +1,198 @@
-"""Weights in and out of other ecosystems."""
+"""Weights in and out of other ecosystems: `load_weights`, `save_bundle`, `export_weights`."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from classic_cnns import rundir
+from classic_cnns.checkpoints import Checkpoints
+from classic_cnns.errors import ConfigError, DataError, WorkdirError
+from classic_cnns.loading import LoadedRun
+from classic_cnns.models import create_model, resolve_name
+from classic_cnns.models.googlenet import GoogLeNet
+from classic_cnns.models.resnet import ResNet
+from classic_cnns.weights import dialects as dialects_lib
+from classic_cnns.weights.convert import Report, detect, from_theirs, key_of, to_theirs
+from classic_cnns.weights.files import read_weights, write_safetensors
+
+_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+_LARGE = {"image_shape": [224, 224, 3], "resize": 256, "crop": 224, "interpolation": "bilinear"}
+_SMALL = {"image_shape": [32, 32, 3], "resize": 32, "crop": 32, "interpolation": "bilinear"}
+
+# What the pixels of each dialect's published weights went through; mean and std on the scale 0…1.
+PREPROCESSING: dict[str, dict[str, Any]] = {
+    "torchvision": _LARGE | _IMAGENET,
+    "timm": _LARGE | _IMAGENET,
+    "transformers": _LARGE | _IMAGENET,
+    "keras": _LARGE
+    | {"resize": 224, "channel_order": "BGR"}
+    | {"mean": [103.939 / 255, 116.779 / 255, 123.68 / 255], "std": [1 / 255] * 3},
+    "akamaster": _SMALL | _IMAGENET,
+    "kuangliu": _SMALL | {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]},
+    "weiaicunzai": _SMALL | {"mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762]},
+    "torch": _SMALL | {"mean": [0.5] * 3, "std": [0.5] * 3},
+}
+
+
+def load_weights(
+    path: str | Path,
+    model: str,
+    *,
+    dialect: str = "",
+    num_classes: int = 0,
+    exclude: str = "",
+    partial: bool = False,
+    classes: Sequence[str] = (),
+    **fields: Any,
+) -> tuple[LoadedRun, Report]:
+    """Reads another library's weights into one of our networks.
+
+    Args:
+        path: of the file, see `read_weights`.
+        model: name of the network.
+        dialect: whose names the file has; "" finds out.
+        num_classes: of our network; 0 = as many as the file's classifier has.
+        exclude: regular expression over our paths that keep their initial values, for example
+            "^head/".
+        partial: let arrays be missing or left over.
+        classes: their names; by default numbers.
+        **fields: of the network, beyond those that the weights themselves decide.
+
+    Returns:
+        The network with its variables and preprocessing, and the report.
+
+    Raises:
+        ConfigError, DataError: see `create_model`, `read_weights`, `from_theirs`.
+    """
+    name = resolve_name(model)
+    theirs = read_weights(path)
+    blank = create_model(name, num_classes or 10, **fields)
+    chosen = dialects_lib.dialect(blank, dialect) if dialect else detect(blank, set(theirs))
+    fields = {**_fields(blank, chosen, theirs), **fields}
+    head = theirs.get(str(key_of(chosen, "head", "bias")))
+    num_classes = num_classes or (len(head) if head is not None else 0)
+    if not num_classes:
+        raise DataError(f"{path} has no classifier. Fix: num_classes, and exclude=^head/")
+    network = create_model(name, num_classes, **fields)
+    preprocessing = dict(PREPROCESSING[chosen.name])
+    if isinstance(blank, GoogLeNet):
+        preprocessing |= {"mean": [0.5] * 3, "std": [0.5] * 3}
+    first = theirs.get(str(key_of(chosen, _first(name), "kernel")))
+    if first is not None and first.ndim == 4:
+        channels = first.shape[2] if chosen.name == "keras" else first.shape[1]
+        preprocessing["image_shape"] = [*preprocessing["image_shape"][:2], channels]
+    shape = tuple(preprocessing["image_shape"])
+    init = jax.jit(network.init) if exclude or partial else None
+    if init:
+        variables = jax.device_get(dict(init(jax.random.key(0), jnp.zeros((1, *shape)))))
+    else:
+        abstract = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))
+        variables = jax.tree.map(_unfilled, dict(abstract))
+    filled, report = from_theirs(
+        network, variables, theirs, chosen, exclude=exclude, partial=partial
+    )
+    run = LoadedRun(
+        model=network,
+        variables={"params": filled["params"], "batch_stats": filled.get("batch_stats", {})},
+        classes=tuple(classes) or tuple(map(str, range(num_classes))),
+        preprocessing=preprocessing,
+        step=0,
+    )
+    if len(run.classes) != num_classes:
+        raise ConfigError(f"{len(run.classes)} class names for {num_classes} classes. Fix: classes")
+    return run, report
+
+
+def save_bundle(run: LoadedRun, name: str, directory: str | Path, source: str = "") -> Path:
+    """Writes a network with its weights as a run directory, which every command and `load` read.
+
+    Args:
+        run: see `load_weights`.
+        name: of the network.
+        directory: a new or an empty one.
+        source: where the weights are from, for people.
+
+    Raises:
+        WorkdirError: the directory has something in it, or cannot be written.
+    """
+    directory = Path(directory).expanduser().absolute()
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise WorkdirError(f"{directory} is not empty. Fix: a new --out")
+    with rundir.lock(directory), Checkpoints(directory / "checkpoints") as checkpoints:
+        best = {"step": 0, "eval_accuracy": -1.0}
+        checkpoints.save(0, {"state": dict(run.variables)}, {"best": best}, keep=set())
+        info = {
+            "model": resolve_name(name),
+            "classes": list(run.classes),
+            "preprocessing": run.preprocessing,
+            "source": source,
+            "created": time.strftime("%F %T %z"),
+        }
+        rundir.write_json(directory / "run.json", info)
+        fields = {
+            key: getattr(run.model, key)
+            for key in run.model.__dataclass_fields__
+            if key not in ("parent", "name", "num_classes", "dtype", "impl")
+        }
+        options = {k: v for k, v in fields.items() if v != getattr(create_model(name), k)}
+        model = {"name": resolve_name(name), "dtype": "auto", "options": options}
+        rundir.write_json(directory / "config.json", {"model": model})
+    return directory
+
+
+def export_weights(run: LoadedRun, dialect: str, path: str | Path) -> Path:
+    """Writes weights in another library's names and layouts, as .safetensors or .npz.
+
+    Args:
+        run: see `classic_cnns.load`.
+        dialect: whose names, or "ours" for our own paths.
+        path: ends in .safetensors or .npz; replaced in one step.
+    """
+    path = Path(path)
+    if dialect == "ours":
+        arrays = {"/".join(k): np.asarray(v) for k, v in flatten_dict(run.variables).items()}
+    else:
+        arrays = to_theirs(run.variables, dialects_lib.dialect(run.model, dialect))
+    if path.suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        rundir.replace_file(path, buffer.getvalue())
+    elif path.suffix == ".safetensors":
+        write_safetensors(path, arrays, {"format": "pt", "dialect": dialect})
+    else:
+        raise ConfigError(f"{path}: unknown ending. Fix: .safetensors or .npz")
+    return path
+
+
+def _unfilled(leaf: Any) -> np.ndarray:
+    """Memory that is not touched until it is filled."""
+    return np.empty(leaf.shape, leaf.dtype)
+
+
+def _first(name: str) -> str:
+    return "conv_init" if "resnet" in name else "conv1_1" if "vgg" in name else "conv1"
+
+
+def _fields(
+    model: nn.Module, dialect: dialects_lib.Dialect, theirs: dict[str, Any]
+) -> dict[str, Any]:
+    """Fields that the weights decide: the dialect's, the stem, auxiliary heads."""
+    fields = dict(dialect.fields)
+    if isinstance(model, ResNet):
+        kernel = theirs.get(str(key_of(dialect, "conv_init", "kernel")))
+        if kernel is not None and kernel.ndim == 4:
+            side = kernel.shape[0] if dialect.name == "keras" else kernel.shape[2]
+            fields["stem"] = "imagenet" if side == 7 else "cifar"
+    if isinstance(model, GoogLeNet):
+        fields["aux"] = any(key.startswith("aux") for key in theirs)
+    return fields

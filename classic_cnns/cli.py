@@ -1,0 +1,178 @@
+"""classic-cnns COMMAND: everything around training."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from classic_cnns.errors import ClassicCNNsError, ConfigError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    parser = argparse.ArgumentParser("classic-cnns", description="Classic CNNs in JAX.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    models = commands.add_parser("models", help="list the networks")
+    models.add_argument("pattern", nargs="?", default="*", help="for example 'resnet*'")
+    models.set_defaults(run=_models)
+
+    summary = commands.add_parser("summary", help="the layers of a network")
+    summary.add_argument("model")
+    summary.add_argument("--image-size", type=int, default=224)
+    summary.add_argument("--channels", type=int, default=3)
+    summary.add_argument("--num-classes", type=int, default=1000)
+    summary.set_defaults(run=_summary)
+
+    convert = commands.add_parser("convert", help="weights of other libraries, in and out")
+    convert.add_argument("source", type=Path, help="a weight file, or with --to a run directory")
+    convert.add_argument("--model", help="the network that the file is for")
+    convert.add_argument(
+        "--out", type=Path, required=True, help="new run directory, or with --to a file"
+    )
+    convert.add_argument(
+        "--to", help="torchvision, timm, keras, …, or safetensors for our own names"
+    )
+    convert.add_argument(
+        "--dialect", default="", help="whose names the file has; found out by default"
+    )
+    convert.add_argument(
+        "--exclude", default="", help="regular expression of our paths to leave at init"
+    )
+    convert.add_argument(
+        "--partial", action="store_true", help="allow missing and left-over arrays"
+    )
+    convert.add_argument("--num-classes", type=int, default=0)
+    convert.set_defaults(run=_convert)
+
+    evaluate = commands.add_parser("evaluate", help="accuracy of a run or of converted weights")
+    evaluate.add_argument("workdir", type=Path)
+    evaluate.add_argument("--data", default="", help="source; the run's own by default")
+    evaluate.add_argument("--data-dir", default="")
+    evaluate.add_argument("--split", choices=("train", "val", "test"), default="test")
+    evaluate.add_argument("--batch-size", type=int, default=256)
+    evaluate.set_defaults(run=_evaluate)
+
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except ClassicCNNsError as error:
+        if args.debug:
+            raise
+        print(f"ERROR {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _models(args: argparse.Namespace) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from classic_cnns.models import MODELS, create_model, list_models
+    from classic_cnns.models.macs import count_macs
+
+    names = list_models(args.pattern)
+    if not names:
+        raise ConfigError(f'no network matches "{args.pattern}". Fix: one of {", ".join(MODELS)}')
+    print(f"{'network':18}{'parameters':>14}{'GMACs':>9}{'at':>6}{'min':>5}  paper")
+    for name in names:
+        small = name.endswith("_cifar") or name.startswith("lenet")
+        side, classes, channels = (32, 10, 1 if "lenet" in name else 3) if small else (224, 1000, 3)
+        model: Any = create_model(name, classes)
+        shape = (side, side, channels)
+        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+        size = sum(p.size for p in jax.tree.leaves(variables["params"]))
+        paper = _paper(type(model).__module__)
+        macs = count_macs(model, shape) / 1e9
+        print(f"{name:18}{size:14,}{macs:9.4f}{side:6}{model.min_size():5}  {paper}")
+
+
+def _paper(module: str) -> str:
+    text = " ".join((sys.modules[module].__doc__ or "").split())
+    return text.split('"')[1] if '"' in text else text.split(".")[0]
+
+
+def _summary(args: argparse.Namespace) -> None:
+    from classic_cnns.models import create_model
+    from classic_cnns.models.features import list_layers
+
+    model: Any = create_model(args.model, args.num_classes)
+    if args.image_size < model.min_size():
+        raise ConfigError(
+            f"{args.model} takes {model.min_size()} px or more. Fix: "
+            f"--image-size={model.min_size()}"
+        )
+    layers = list_layers(model, (args.image_size, args.image_size, args.channels))
+    width = max(len(layer.name) for layer in layers)
+    print(f"{'layer':{width}}{'output':>16}{'parameters':>14}{'MACs':>16}{'bytes':>12}")
+    for layer in layers:
+        shape = "×".join(map(str, layer.output))
+        size = 4
+        for n in layer.output:
+            size *= n
+        macs = f"{layer.macs:,}" if layer.macs else ""
+        print(f"{layer.name:{width}}{shape:>16}{layer.parameters:14,}{macs:>16}{size:12,}")
+    own = [layer for layer in layers if layer.macs or not any(_inside(o, layer) for o in layers)]
+    total = sum(layer.parameters for layer in own)
+    print(f"{'total':{width}}{'':>16}{total:14,}{sum(layer.macs for layer in layers):16,}")
+
+
+def _inside(part: Any, whole: Any) -> bool:
+    return part.name.startswith(f"{whole.name}/")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from classic_cnns import loading, weights
+
+    if args.to:
+        dialect = "ours" if args.to == "safetensors" else args.to
+        print(weights.export_weights(loading.load(args.source), dialect, args.out))
+        return
+    if not args.model:
+        raise ConfigError("--model is missing. Fix: --model=resnet50, say; see classic-cnns models")
+    run, report = weights.load_weights(
+        args.source,
+        args.model,
+        dialect=args.dialect,
+        num_classes=args.num_classes,
+        exclude=args.exclude,
+        partial=args.partial,
+    )
+    print(report)
+    print(weights.save_bundle(run, args.model, args.out, source=args.source.name))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from classic_cnns import loading, rundir
+    from classic_cnns.data import create_dataset
+    from classic_cnns.data.loaders import ResidentLoader
+    from classic_cnns.evaluate import evaluate_run
+    from classic_cnns.sharding import check_batch_size, create_mesh
+
+    run = loading.load(args.workdir)
+    saved = rundir.read_json(args.workdir / "config.json")
+    settings = dict(saved.get("data", {}))
+    seed = saved.get("seed", 0)
+    if args.data:
+        settings = {"source": args.data, "image_size": run.preprocessing["image_shape"][0]}
+    if not settings:
+        raise ConfigError("these weights come without data. Fix: --data=cifar10, say")
+    if args.data_dir:
+        settings["dir"] = args.data_dir
+    dataset = create_dataset(seed=seed, **settings)
+    split = getattr(dataset, args.split)
+    if split is None:
+        raise ConfigError(f"{dataset.source} has no {args.split} split. Fix: --split=val")
+    mesh = create_mesh()
+    check_batch_size(args.batch_size, mesh)
+    loader = ResidentLoader(split, args.batch_size, seed=0, mesh=mesh)
+    result = evaluate_run(run, loader, dataset.num_classes)
+    print("RESULT " + json.dumps({"split": args.split, "images": len(split), **result}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
