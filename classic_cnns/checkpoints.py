@@ -82,9 +82,8 @@ class Checkpoints:
         if step in self.steps():
             return
         keep = {*keep, step, *self.steps()[-1:]}
-        host = jax.tree.map(
-            np.array, jax.device_get(tree)
-        )  # a copy: the caller donates its buffers
+        # A copy of what is on a device, since the caller donates it; host arrays are left alone.
+        host = jax.tree.map(lambda a: np.array(a) if isinstance(a, jax.Array) else a, tree)
         self._pending = self._pool.submit(self._write, step, host, notes, keep)
 
     def wait(self) -> None:

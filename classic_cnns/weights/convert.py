@@ -251,9 +251,10 @@ def layer_of_conv(dialect: Dialect, bn: str) -> str | None:
 
 def to_ours(array: np.ndarray, dialect: Dialect, layer: str, ndim: int) -> np.ndarray:
     """Another library's layout to ours: HWIO kernels, (in, out) matrices, HWC flattening."""
-    array = np.asarray(array, np.float32)
     if dialect.name == "keras" or array.ndim < 2:
+        array = np.array(array, np.float32)  # a copy, so that a mapped file can be let go
         return array.squeeze() if array.ndim > ndim else array
+    array = np.asarray(array, np.float32)
     if array.ndim == 2 and layer in dialect.flatten and ndim == 2:
         channels, height, width = dialect.flatten[layer]
         array = array.reshape(len(array), channels, height, width)

@@ -1,0 +1,45 @@
+"""Our logits against those torchvision gave for the same weights (benchmarks/parity.py --write)."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from seeded import CASES, seeded_images, seeded_variables
+
+from classic_cnns.models import create_model
+
+GOLDENS = json.loads((Path(__file__).parent / "goldens" / "logits.json").read_text())["logits"]
+QUICK = ("alexnet", "vgg11_bn", "googlenet", "resnet18", "resnet50")
+# Batch statistics of few images amplify rounding with depth. In float64: 6e-8.
+TRAIN_TOLERANCE = {"resnet101": 5e-4, "resnet152": 2e-3}
+
+
+def test_every_golden_has_its_case():
+    keys = (f"{n}/{s}/{m}" for n in CASES for s in CASES[n][2] for m in ("eval", "train"))
+    assert set(GOLDENS) == set(keys)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+)
+def test_logits_are_torchvisions(name):
+    network, fields, sides = CASES[name]
+    model = create_model(network, 10, **fields)
+    variables = seeded_variables(model, 224)
+    for side in sides[-1:] if name in QUICK else sides:
+        images = seeded_images(side)
+        for mode in ("eval", "train"):
+            train = mode == "train"
+
+            @jax.jit
+            def run(variables, images, train=train):
+                rngs = {"dropout": jax.random.key(0)}
+                return model.apply(
+                    variables, images, train=train, mutable=["batch_stats"], rngs=rngs
+                )[0]
+
+            expected = np.array(GOLDENS[f"{name}/{side}/{mode}"], np.float32)
+            error = np.abs(run(variables, images) - expected).max() / np.abs(expected).max()
+            assert error < (TRAIN_TOLERANCE.get(name, 1e-4) if train else 1e-5), (side, mode)
