@@ -83,7 +83,7 @@ class Checkpoints:
             return
         keep = {*keep, step, *self.steps()[-1:]}
         # A copy of what is on a device, since the caller donates it; host arrays are left alone.
-        host = jax.tree.map(lambda a: np.array(a) if isinstance(a, jax.Array) else a, tree)
+        host = jax.tree.map(lambda a: a if isinstance(a, np.ndarray) else np.array(a), tree)
         self._pending = self._pool.submit(self._write, step, host, notes, keep)
 
     def wait(self) -> None:
