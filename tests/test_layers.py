@@ -157,8 +157,23 @@ def test_max_pool_equals_flax(size, window, stride, pad):
     def ours(x):
         return layers.max_pool(x, window, stride, padding)
 
-    np.testing.assert_array_equal(ours(x), plain(x))
-    np.testing.assert_array_equal(*(jax.grad(lambda x, f=f: f(x).sum())(x) for f in (ours, plain)))
+    for values in (x, jnp.round(x), jax.nn.relu(x + 10)):  # many equal values in a window
+        np.testing.assert_array_equal(ours(values), plain(values))
+        np.testing.assert_allclose(
+            *(jax.grad(lambda x, f=f: (f(x) * weights(f(x))).sum())(values) for f in (ours, plain)),
+            atol=1e-6,
+        )
+
+
+def weights(x):
+    """Different for every output, so that a gradient sent elsewhere shows."""
+    return jax.random.normal(jax.random.key(9), x.shape)
+
+
+def test_max_pool_keeps_nan():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 2, 0].set(jnp.nan)
+    y = layers.max_pool(x, 2, 2)[0, :, :, 0]
+    assert np.isnan(y).tolist() == [[False, True], [False, False]]
 
 
 def test_conv_module_has_the_variables_of_flax():

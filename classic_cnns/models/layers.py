@@ -1,9 +1,8 @@
 """The layers every network here is built from.
 
 `Conv` and `BatchNorm` compute what flax.linen's compute and name their variables alike; `conv` in
-lowering.py says what differs on CPU. A max-pool with windows that do not overlap is a reshape and a
-maximum there, and BatchNorm's derivative is the closed form. `impl="lax"` selects XLA's plain
-operations everywhere.
+lowering.py says what differs on CPU. A max-pool is maxima of shifted slices there, and BatchNorm's
+derivative is the closed form. `impl="lax"` selects XLA's plain operations everywhere.
 """
 
 from __future__ import annotations
@@ -37,20 +36,27 @@ def max_pool(
     Rows and columns that do not fill a window are left out, as in every framework's default, or
     with `ceil_mode` get a window of their own (Caffe's and PyTorch's rule: it must start inside).
     """
-    n, h, w, c = x.shape
+    _, h, w, _ = x.shape
     if ceil_mode:
         tails = (max(0, -(-(s - window) // stride) * stride + window - s) for s in (h, w))
         # A window that would start beyond the last pixel is dropped again.
         padding = tuple((0, t if t < window else 0) for t in tails)  # type: ignore[assignment]
-    plain = impl == "lax" or jax.default_backend() != "cpu"
-    if plain or window != stride or padding != ((0, 0), (0, 0)):
+    if impl == "lax" or jax.default_backend() != "cpu":
         return nn.max_pool(x, (window, window), (stride, stride), padding)
-    h, w = h // window, w // window
-    x = x[:, : h * window, : w * window].reshape(n, h, window, w * window, c)
-    # Pairwise maxima along one axis at a time: elementwise code, which XLA:CPU vectorises.
-    x = functools.reduce(jnp.maximum, [x[:, :, i] for i in range(window)])
-    x = x.reshape(n, h, w, window, c)
-    return functools.reduce(jnp.maximum, [x[:, :, :, i] for i in range(window)])
+    # One axis at a time, as maxima of shifted slices: elementwise code, which XLA:CPU vectorises;
+    # the derivative of its own windows is a scatter.
+    if any(map(any, padding)):
+        x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
+    for axis in (2, 1):  # of equal values the first in reading order gets the gradient
+        last = (x.shape[axis] - window) // stride * stride + 1
+        slices = (lax.slice_in_dim(x, i, i + last, stride, axis=axis) for i in range(window))
+        x = functools.reduce(_first_max, slices)
+    return x
+
+
+def _first_max(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Maximum whose derivative goes to `a` where both are equal, and which keeps a NaN."""
+    return jnp.where((a >= b) | (a != a), a, b)
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
