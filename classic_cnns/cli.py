@@ -147,29 +147,19 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from classic_cnns import loading, rundir
-    from classic_cnns.data import create_dataset
-    from classic_cnns.data.loaders import ResidentLoader
+    from classic_cnns import loading
+    from classic_cnns.data.loaders import create_loader
     from classic_cnns.evaluate import evaluate_run
     from classic_cnns.sharding import check_batch_size, create_mesh
 
     run = loading.load(args.workdir)
-    saved = rundir.read_json(args.workdir / "config.json")
-    settings = dict(saved.get("data", {}))
-    seed = saved.get("seed", 0)
-    if args.data:
-        settings = {"source": args.data, "image_size": run.preprocessing["image_shape"][0]}
-    if not settings:
-        raise ConfigError("these weights come without data. Fix: --data=cifar10, say")
-    if args.data_dir:
-        settings["dir"] = args.data_dir
-    dataset = create_dataset(seed=seed, **settings)
-    split = getattr(dataset, args.split)
+    dataset = loading.load_dataset(args.workdir, run, args.data, args.data_dir)
+    split = dataset.splits.get(args.split)
     if split is None:
         raise ConfigError(f"{dataset.source} has no {args.split} split. Fix: --split=val")
     mesh = create_mesh()
     check_batch_size(args.batch_size, mesh)
-    loader = ResidentLoader(split, args.batch_size, seed=0, mesh=mesh)
+    loader = create_loader(split, args.batch_size, seed=0, mesh=mesh, preprocess=dataset.preprocess)
     result = evaluate_run(run, loader, dataset.num_classes)
     print("RESULT " + json.dumps({"split": args.split, "images": len(split), **result}))
 

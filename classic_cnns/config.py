@@ -19,9 +19,13 @@ from classic_cnns.optimizers import create_optimizer, create_schedule
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+BALANCES = ("none", "sampler")
+
 # Fields that may change between two starts of the same run: none of them changes what is computed.
 FREE = (
     "data.dir",
+    "data.cache",
+    "data.workers",
     "log_every_steps",
     "eval_every_epochs",
     "eval_every_steps",
@@ -87,9 +91,26 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
     return result
 
 
-def dataset_from(config: ConfigDict) -> Dataset:
-    """The dataset of `config.data`."""
-    return create_dataset(seed=config.seed, **config.data)
+def dataset_from(config: ConfigDict, **overrides: Any) -> Dataset:
+    """The dataset of `config.data`, see `create_dataset` for what else it takes."""
+    settings = config.data.to_dict()
+    balance = settings.pop("balance")
+    if balance not in BALANCES:
+        raise ConfigError(f'unknown data.balance "{balance}". Fix: {nearest(balance, BALANCES)}')
+    splits = {name: settings.pop(f"{name}_split", "") for name in ("train", "val", "test")}
+    splits = {name: theirs for name, theirs in splits.items() if theirs}
+    return create_dataset(seed=config.seed, splits=splits, **(settings | overrides))
+
+
+def loader_settings(config: ConfigDict, dataset: Dataset, split: str) -> dict[str, Any]:
+    """Arguments of `create_loader` for one split, beyond the split, the batch size and the mesh."""
+    settings = {k: config.data[k] for k in ("workers", "on_bad_image", "max_bad_fraction")}
+    balanced = split == "train" and config.data.balance == "sampler"
+    return settings | {
+        "seed": config.seed,
+        "preprocess": dataset.preprocess,
+        "balanced": balanced,
+    }
 
 
 def augment_from(config: ConfigDict) -> Augment:

@@ -7,20 +7,19 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from classic_cnns.data.augment import normalize
-from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.data.loaders import Loader
 from classic_cnns.losses import cross_entropy
-from classic_cnns.steps import gather
+from classic_cnns.steps import fetch
 from classic_cnns.train_state import TrainState
 
 
 def explain_non_finite(
     state: TrainState,
-    loader: ResidentLoader,
+    loader: Loader,
     schedule: optax.Schedule,
     one_step: functools.partial[Any],
 ) -> str:
@@ -38,7 +37,7 @@ def explain_non_finite(
     """
     settings = one_step.keywords
     step = int(state.step)
-    batch = gather(loader.data, jnp.asarray(loader.indices(step)))
+    batch = fetch(loader.data, loader.train(step))
     augment_key, dropout_key = jax.random.split(
         jax.random.fold_in(jax.random.key(settings["seed"]), step)
     )

@@ -2,64 +2,74 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.data.loaders import Batch, Loader
 from classic_cnns.errors import ConfigError
 from classic_cnns.loading import LoadedRun
 from classic_cnns.metrics import EvalMetrics
-from classic_cnns.steps import eval_on_resident, eval_step
+from classic_cnns.sharding import replicate
+from classic_cnns.steps import eval_step, fetch
 from classic_cnns.train_state import TrainState
 
 
 def create_evaluate(
     model: nn.Module, *, mean: Sequence[float], std: Sequence[float]
-) -> Callable[[TrainState, ResidentLoader], dict[str, float]]:
+) -> Callable[[TrainState, Loader], dict[str, Any]]:
     """A function of (state, loader) that evaluates a whole split; compiled once per shape.
 
-    It returns {"loss", "accuracy", "accuracy_top5"}; every image counts once, whatever the batch
-    size.
+    It returns {"loss", "accuracy", "accuracy_top5", "balanced_accuracy"} and "recall", a list with
+    that of each class; every image counts once, whatever the batch size.
     """
-    step = functools.partial(eval_step, model=model, mean=mean, std=std)
-    add = jax.jit(functools.partial(eval_on_resident, step=step))
-    empty = jax.jit(EvalMetrics.empty)
 
-    def evaluate(state: TrainState, loader: ResidentLoader) -> dict[str, float]:
-        sums = empty()
-        for index, mask in loader.eval_indices():
-            sums = add(state, sums, loader.data, index, mask)
+    def one(state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
+        return eval_step(state, fetch(data, item), model=model, mean=mean, std=std)
+
+    def add(sums: EvalMetrics, state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
+        return sums.merge(one(state, data, item))
+
+    compiled, empty = jax.jit(add), None
+
+    def evaluate(state: TrainState, loader: Loader) -> dict[str, Any]:
+        nonlocal empty
+        sums = None
+        for item in loader.evaluation():
+            if empty is None:
+                shapes = jax.eval_shape(one, state, loader.data, item)
+                empty = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+            if sums is None:
+                sums = replicate(empty, loader.mesh)
+            sums = compiled(sums, state, loader.data, item)
         sums = jax.device_get(sums)
-        assert int(sums.accuracy.count) == loader.size, "an image was lost or counted twice"
-        return {name: float(value) for name, value in sums.compute().items()}
+        counted = loader.size - len(loader.bad)
+        assert jax.process_count() > 1 or int(sums.accuracy.count) == counted, "an image was lost"
+        return sums.summary()
 
     return evaluate
 
 
-def evaluate_run(run: LoadedRun, loader: ResidentLoader, num_classes: int) -> dict[str, float]:
-    """Loss, accuracy and top-5 accuracy of a loaded run on a split, with the run's preprocessing.
+def evaluate_run(run: LoadedRun, loader: Loader, num_classes: int) -> dict[str, Any]:
+    """What `create_evaluate` says of a loaded run on a split, with the run's mean and deviation.
 
     Raises:
         ConfigError: the data has other classes, or images of another size, than the network.
     """
-    wanted, found = run.preprocessing["image_shape"], list(loader.data["image"].shape[1:])
+    preprocess = run.preprocess
     if num_classes != len(run.classes):
         raise ConfigError(
             f"the network has {len(run.classes)} classes, the data {num_classes}. Fix: its own data"
         )
-    if found != wanted:
-        raise ConfigError(f"the network takes {wanted}, the images are {found}. Fix: image_size")
-    mean, std = run.preprocessing["mean"], run.preprocessing["std"]
-    if run.preprocessing.get("channel_order") == "BGR":
-        loader.data["image"] = loader.data["image"][..., ::-1]
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=run.variables["params"],
         batch_stats=run.variables["batch_stats"],
         opt_state=(),
     )
-    return create_evaluate(run.model, mean=mean, std=std)(state, loader)
+    evaluate = create_evaluate(run.model, mean=preprocess.mean, std=preprocess.std)
+    return evaluate(state, loader)

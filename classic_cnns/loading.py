@@ -12,7 +12,9 @@ from ml_collections import ConfigDict
 from classic_cnns import config as config_lib
 from classic_cnns import rundir
 from classic_cnns.checkpoints import Checkpoints
-from classic_cnns.errors import WorkdirError
+from classic_cnns.data.preprocess import Preprocess
+from classic_cnns.data.splits import Dataset
+from classic_cnns.errors import ConfigError, WorkdirError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,14 +25,14 @@ class LoadedRun:
         model: the linen module.
         variables: {"params", "batch_stats"} as NumPy arrays.
         classes: names, in the order of the logits.
-        preprocessing: "image_shape", "mean", "std" (pixels on the scale 0…1) and "resize".
+        preprocess: what images go through, see `data.Preprocess`.
         step: of the checkpoint.
     """
 
     model: nn.Module
     variables: dict[str, Any]
     classes: tuple[str, ...]
-    preprocessing: dict[str, Any]
+    preprocess: Preprocess
     step: int
 
 
@@ -47,8 +49,8 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
     workdir = Path(workdir).expanduser().absolute()
     info = rundir.read_json(workdir / "run.json")
     config = ConfigDict(rundir.read_json(workdir / "config.json"))
-    height, width, channels = info["preprocessing"]["image_shape"]
-    model = config_lib.model_from(config, len(info["classes"]), (height, width, channels))
+    preprocess = Preprocess.from_dict(info["preprocessing"])
+    model = config_lib.model_from(config, len(info["classes"]), preprocess.image_shape)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -61,6 +63,33 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
         model=model,
         variables={"params": state["params"], "batch_stats": state.get("batch_stats") or {}},
         classes=tuple(info["classes"]),
-        preprocessing=info["preprocessing"],
+        preprocess=preprocess,
         step=step,
     )
+
+
+def load_dataset(
+    workdir: str | Path, run: LoadedRun, source: str = "", dir: str = "", **settings: Any
+) -> Dataset:
+    """The data of a run, or other data, gone through the run's own preprocessing.
+
+    Args:
+        workdir: of the run.
+        run: see `load`.
+        source: see `create_dataset`; "" = what the run was trained on, with its splits.
+        dir: where it is; "" = as in the run.
+        **settings: of `create_dataset`, over those of the run.
+
+    Raises:
+        ConfigError: neither the run nor the caller says which data.
+    """
+    saved = rundir.read_json(Path(workdir).expanduser() / "config.json")
+    if source:
+        config = ConfigDict({"data": {"source": source, "balance": "none"}, "seed": 0})
+    elif "data" in saved:
+        config = ConfigDict(saved)
+    else:
+        raise ConfigError("these weights come without data. Fix: --data=cifar10, say")
+    if dir:
+        config.data.dir = dir
+    return config_lib.dataset_from(config, preprocess=run.preprocess, **settings)

@@ -7,8 +7,9 @@ import csv
 import json
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ class MetricFiles:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         for name, value in record.items():
-            if name not in ("step", "epoch"):
+            if name not in ("step", "epoch") and not isinstance(value, list):
                 self._events.add_scalar(name, value, record["step"])
 
     def draw(self) -> None:
@@ -67,7 +68,8 @@ class MetricFiles:
         rows = [r for r in self.records if "eval_loss" in r]
         if rows:
             with (self.workdir / "metrics.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, list(rows[0]))
+                names = [k for k, v in rows[0].items() if not isinstance(v, list)]
+                writer = csv.DictWriter(file, names, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
         if self.records:
@@ -188,6 +190,45 @@ class Display:
         """Takes the bar away."""
         if self._bar:
             self._bar.stop()
+
+
+def decoding_bar(text: str, total: int) -> Callable[[int], None]:
+    """A bar for the time before training, on a terminal only; goes when it is full."""
+    bar = Progress(
+        TextColumn(text),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        transient=True,
+        disable=not Console().is_terminal,
+    )
+    task = bar.add_task("", total=total)
+    lock = threading.Lock()
+    bar.start()
+
+    def advance(count: int) -> None:
+        with lock:
+            bar.advance(task, count)
+            if bar.finished:
+                bar.stop()
+
+    return advance
+
+
+def advice(record: Record, loaders: dict[str, Any]) -> list[str]:
+    """What a person should know after an epoch: slow input, images that were skipped."""
+    lines = []
+    wait = record.get("input_wait", 0.0)
+    if wait > 0.05:
+        lines.append(
+            f"WARNING {wait:.0%} of the time went to waiting for images. Fix: "
+            "--config.data.cache=default decodes each once, data.loader=resident keeps them all"
+        )
+    for name, loader in loaders.items():
+        if loader.bad:
+            some = "; ".join(f"{n!r}: {r}" for n, r in sorted(loader.bad.items())[:5])
+            lines.append(f"WARNING {len(loader.bad)} images of {name} are skipped: {some}")
+    return lines
 
 
 class Clock:

@@ -7,6 +7,7 @@ import dataclasses
 import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import metrics
 
 
@@ -34,6 +35,35 @@ class AccuracyTop5(metrics.Average):
 
 
 @flax.struct.dataclass
+class Recall(metrics.Metric):
+    """Hits and examples of each class."""
+
+    hits: jax.Array
+    examples: jax.Array
+
+    @classmethod
+    def empty(cls) -> "Recall":
+        """Nothing counted; takes the number of classes from what is merged into it."""
+        return cls(hits=jnp.zeros(()), examples=jnp.zeros(()))
+
+    @classmethod
+    def from_model_output(cls, *, logits, labels, mask=None, **_) -> "Recall":  # type: ignore
+        """From (N, classes) logits and (N,) labels."""
+        weight = jnp.ones(labels.shape) if mask is None else mask
+        hit = (logits.argmax(-1) == labels) * weight
+        zeros = jnp.zeros(logits.shape[-1])
+        return cls(hits=zeros.at[labels].add(hit), examples=zeros.at[labels].add(weight))
+
+    def merge(self, other: "Recall") -> "Recall":
+        """Of both."""
+        return Recall(hits=self.hits + other.hits, examples=self.examples + other.examples)
+
+    def compute(self) -> jax.Array:
+        """Share of the examples of each class that were hit; NaN for a class without any."""
+        return jnp.where(self.examples > 0, self.hits / jnp.maximum(self.examples, 1), jnp.nan)
+
+
+@flax.struct.dataclass
 class TrainMetrics(metrics.Collection):
     """Sums over training steps; `grad_norm` is averaged over steps, the others over examples."""
 
@@ -49,6 +79,19 @@ class EvalMetrics(metrics.Collection):
     loss: metrics.Average.from_output("loss")  # type: ignore[valid-type]
     accuracy: Accuracy
     accuracy_top5: AccuracyTop5
+    recall: Recall
+
+    def summary(self) -> dict[str, float | list[float | None]]:
+        """Numbers for JSON: the averages, "recall" of each class (None for one without examples)
+        and "balanced_accuracy", the mean of those.
+        """
+        values = {k: np.asarray(v) for k, v in self.compute().items()}
+        recall = values.pop("recall")
+        return {
+            **{name: float(value) for name, value in values.items()},
+            "balanced_accuracy": float(np.nanmean(recall)),
+            "recall": [None if np.isnan(r) else float(r) for r in recall],
+        }
 
 
 @dataclasses.dataclass(frozen=True)

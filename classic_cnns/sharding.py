@@ -41,7 +41,12 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, replicated(mesh))
 
 
-def shard_batch(array: np.ndarray, mesh: Mesh, axis: int = 0) -> jax.Array:
-    """Puts a host array on the devices, split along one axis."""
-    spec = PartitionSpec(*[None] * axis, "data")
-    return jax.device_put(array, NamedSharding(mesh, spec))
+def shard_batch(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
+    """Puts a tree of host arrays on the devices, split along one axis.
+
+    With several processes each gives its own part.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)

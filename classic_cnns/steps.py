@@ -123,54 +123,46 @@ class Progress:
         return cls(metrics=TrainMetrics.empty(), finite=jnp.ones((), bool))
 
 
-def train_on_resident(
+def train_on(
     state: TrainState,
     progress: Progress,
     data: Batch,
-    index: jax.Array,
+    item: Batch,
     *,
     step: Callable[..., Any],
 ) -> tuple[TrainState, Progress]:
-    """Gathers and trains on one batch, or on several in one dispatch.
+    """Trains on one batch, or on several in one dispatch.
 
     From the first loss or gradient that is not finite on, state and metrics stay as they were
     before that step, so that it can be looked into.
 
     Args:
         state, progress: carried along; donate both.
-        data: the whole training split, see `ResidentLoader.data`.
-        index: (batch,) int32, or (steps, batch) to scan over (not on CPU: XLA runs convolutions
-            inside loops there without its fast kernels).
+        data, item: see `fetch`. Arrays of `item` are (batch, …), or (steps, batch, …) to scan over
+            (not on CPU: XLA runs convolutions inside loops there without its fast kernels).
         step: `train_step` with its settings bound.
     """
 
-    def one(carry: tuple[TrainState, Progress], index: jax.Array) -> tuple[Any, None]:
+    def one(carry: tuple[TrainState, Progress], item: Batch) -> tuple[Any, None]:
         state, progress = carry
-        new_state, out = step(state, gather(data, index))
+        new_state, out = step(state, fetch(data, item))
         finite = progress.finite & out.pop("finite")
         metrics = progress.metrics.merge(TrainMetrics.single_from_model_output(**out))
         new = new_state, Progress(metrics=metrics, finite=finite)
         old = state, progress.replace(finite=finite)  # type: ignore[attr-defined]
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), None
 
-    if index.ndim == 1:
-        return one((state, progress), index)[0]
-    return jax.lax.scan(one, (state, progress), index)[0]
+    if item["index"].ndim == 1:
+        return one((state, progress), item)[0]
+    return jax.lax.scan(one, (state, progress), item)[0]
 
 
-def eval_on_resident(
-    state: TrainState,
-    metrics: EvalMetrics,
-    data: Batch,
-    index: jax.Array,
-    mask: jax.Array,
-    *,
-    step: Callable[..., EvalMetrics],
-) -> EvalMetrics:
-    """Adds one gathered batch to the sums."""
-    return metrics.merge(step(state, {**gather(data, index), "mask": mask}))
+def fetch(data: Batch, item: Batch) -> Batch:
+    """A batch: the item itself, with the rows of `data` that its "index" names, if there are any.
 
-
-def gather(data: Batch, index: jax.Array) -> Batch:
-    """Rows of every array."""
-    return {name: jnp.take(array, index, axis=0, mode="clip") for name, array in data.items()}
+    Args:
+        data: arrays over a whole split, or nothing; see the loaders.
+        item: from a loader.
+    """
+    rows = {k: jnp.take(a, item["index"], axis=0, mode="clip") for k, a in data.items()}
+    return {**rows, **item}

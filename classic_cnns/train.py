@@ -17,15 +17,15 @@ from ml_collections import ConfigDict
 from classic_cnns import config as config_lib
 from classic_cnns import rundir
 from classic_cnns.checkpoints import Checkpoints
-from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.data.loaders import ResidentLoader, create_loader
 from classic_cnns.diagnose import explain_non_finite
 from classic_cnns.errors import NonFiniteError, WorkdirError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.header import describe
-from classic_cnns.logging import Clock, Display, MetricFiles
+from classic_cnns.logging import Clock, Display, MetricFiles, advice, decoding_bar
 from classic_cnns.metrics import EpochSums
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
-from classic_cnns.steps import Progress, train_on_resident, train_step
+from classic_cnns.steps import Progress, train_on, train_step
 from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
 
 
@@ -50,7 +50,8 @@ def train_and_evaluate(
     """
     # ---- data, model, optimiser: everything that can be wrong with them is found before the first
     # write
-    dataset = config_lib.dataset_from(config)
+    dataset = config_lib.dataset_from(config, progress=decoding_bar)
+    mean, std = dataset.preprocess.mean, dataset.preprocess.std
     model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape)
     augment = config_lib.augment_from(config)
     mesh = create_mesh()
@@ -75,12 +76,7 @@ def train_and_evaluate(
                 "model": config.model.name,
                 "classes": list(dataset.classes),
                 "data_fingerprint": dataset.fingerprint,
-                "preprocessing": {
-                    "image_shape": list(dataset.image_shape),
-                    "resize": "squash, bilinear, anti-aliased",
-                    "mean": list(dataset.mean),
-                    "std": list(dataset.std),
-                },
+                "preprocessing": dataclasses.asdict(dataset.preprocess),
             }
             rundir.write_json(workdir / "run.json", info)
             rundir.write_json(workdir / "config.json", config.to_dict())
@@ -102,33 +98,33 @@ def train_and_evaluate(
             train_step,
             model=model,
             tx=tx,
-            mean=dataset.mean,
-            std=dataset.std,
+            mean=mean,
+            std=std,
             augment=augment,
             label_smoothing=config.label_smoothing,
             seed=config.seed,
         )
-        train = jax.jit(functools.partial(train_on_resident, step=one_step), donate_argnums=(0, 1))
-        evaluate = create_evaluate(model, mean=dataset.mean, std=dataset.std)
+        train = jax.jit(functools.partial(train_on, step=one_step), donate_argnums=(0, 1))
+        evaluate = create_evaluate(model, mean=mean, std=std)
         loaders = {
-            name: ResidentLoader(split, config.batch_size, seed=config.seed, mesh=mesh)
-            for name, split in (
-                ("train", dataset.train),
-                ("val", dataset.val),
-                ("test", dataset.test),
-            )
-            if split is not None
+            name: create_loader(split, config.batch_size, mesh=mesh, **settings)
+            for name, split in dataset.splits.items()
+            for settings in [config_lib.loader_settings(config, dataset, name)]
         }
 
         # ---- loop
         display = Display(spans.total)
         for line in describe(config, dataset, model, state, mesh, spans, workdir, step):
             display.print(line)
+        for text in dataset.warnings:
+            display.print(f"WARNING {text}")
         files = stack.enter_context(MetricFiles(workdir, step, workdir.name))
         stack.enter_context(display)
         display.start(step)
         clock, started = Clock(config.batch_size), time.monotonic()
         per_dispatch = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
+        if not isinstance(loaders["train"], ResidentLoader):
+            per_dispatch = 1
         while step < spans.total:
             next_eval, next_save, next_log = (
                 min(spans.total, config_lib.next_event(step, every))
@@ -137,9 +133,9 @@ def train_and_evaluate(
             stop = min(next_eval, next_save, next_log)
             count = per_dispatch if stop - step >= per_dispatch else 1
             with clock.waiting():
-                index = loaders["train"].train_indices(step, count)
+                item = loaders["train"].train(step, count)
             with jax.transfer_guard("disallow"):
-                state, progress = train(state, progress, loaders["train"].data, index)
+                state, progress = train(state, progress, loaders["train"].data, item)
             step += count
             clock.count(count, progress)
             display.advance(step)
@@ -172,6 +168,8 @@ def train_and_evaluate(
                 files.write(record)
                 files.draw()
                 display.epoch(record, improved)
+                for text in advice(record, loaders):
+                    display.print(text)
             if evaluating or step == next_save:
                 notes = {"epoch_sums": dataclasses.asdict(epoch_sums), "best": best}
                 checkpoints.save(

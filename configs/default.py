@@ -42,18 +42,40 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.model.options = ConfigDict()
 
     config.data = ConfigDict()
-    # digits, cifar10, cifar100, mnist, fashion_mnist, folder, images_set or fake.
+    # digits, cifar10, cifar100, mnist, fashion_mnist, folder, images_set, csv, npz, tfds:NAME or
+    # fake.
     config.data.source = dataset
-    # Where its files are or are downloaded to; "" = the user's cache directory. A folder source
-    # needs it.
+    # Where its files are or are downloaded to; "" = the user's cache directory. A folder, csv or
+    # npz source needs it.
     config.data.dir = ""
-    # Side in pixels that images are squashed to; 0 = the source's own size.
+    # Side in pixels of what the network takes; 0 = the source's own size.
     config.data.image_size = 0
+    # How files get that size: "squash", "crop" (the centre) or "letterbox".
+    config.data.resize = "squash"
+    # "resident" (decoded images stay in memory), "stream" (decoded while training), or "auto" = the
+    # first where they take no more than resident_gb and half of the free memory.
+    config.data.loader = "auto"
+    config.data.resident_gb = 4.0
+    # Directory of decoded images, made once for all runs ("default" = in the user's cache
+    # directory); "" = none.
+    config.data.cache = ""
+    # Threads that decode; 0 = one a core.
+    config.data.workers = 0
+    # "error", or "skip" up to this share of files that cannot be decoded.
+    config.data.on_bad_image = "error"
+    config.data.max_bad_fraction = 0.001
+    # Against rare classes being neglected: "none", or "sampler" = every class equally often.
+    config.data.balance = "none"
     # Share of the training images, class by class, for validation where the source has no such
     # split.
     config.data.val_fraction = 0.1
     # The same for the test split, where the source has no splits at all.
     config.data.test_fraction = 0.1
+    # Of tfds: what it calls the splits, slices included ("train[:90%]"); "" = train, validation and
+    # test.
+    config.data.train_split = ""
+    config.data.val_split = ""
+    config.data.test_split = ""
 
     # On the device, inside the training step.
     config.augment = ConfigDict()

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classic_cnns.data import Split, archives, augment, create_dataset, decode, stratified_split
+from classic_cnns.data import archives, augment, create_dataset
 from classic_cnns.data.archives import Archive, Download, Member
-from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.data.preprocess import decode_image
+from classic_cnns.data.splits import stratified_split
 from classic_cnns.errors import ConfigError, DataError
-from classic_cnns.sharding import create_mesh
 
 
 @pytest.fixture
@@ -42,17 +42,17 @@ def test_digits_are_real_and_split_by_class():
     for split in (data.train, data.val, data.test):
         share = np.array(split.counts(10)) / len(split)
         assert abs(share - 0.1).max() < 0.02
-    assert abs(data.train.images.mean() / 255 - data.mean[0]) < 0.01
-    assert abs((data.train.images / 255).std() - data.std[0]) < 0.01
+    assert abs(data.train.images.mean() / 255 - data.preprocess.mean[0]) < 0.01
+    assert abs((data.train.images / 255).std() - data.preprocess.std[0]) < 0.01
 
 
 def test_splits_are_disjoint_seeded_and_complete():
-    images, labels = np.arange(100).reshape(100, 1), np.arange(100) % 3
-    (rest, _), (part, part_labels) = stratified_split(images, labels, 0.2, seed=1)
-    assert sorted([*rest.ravel(), *part.ravel()]) == list(range(100))
-    assert np.bincount(part_labels).tolist() == [7, 7, 7]
-    np.testing.assert_array_equal(part, stratified_split(images, labels, 0.2, seed=1)[1][0])
-    assert not np.array_equal(part, stratified_split(images, labels, 0.2, seed=2)[1][0])
+    labels = np.arange(100) % 3
+    rest, part = stratified_split(labels, 0.2, seed=1)
+    assert sorted([*rest, *part]) == list(range(100))
+    assert np.bincount(labels[part]).tolist() == [7, 7, 7]
+    np.testing.assert_array_equal(part, stratified_split(labels, 0.2, seed=1)[1])
+    assert not np.array_equal(part, stratified_split(labels, 0.2, seed=2)[1])
 
 
 def test_folder(photos):
@@ -113,7 +113,7 @@ def test_folder_missing_empty_or_one_class(photos, tmp_path):
         for file in (photos / name / "dog").iterdir():
             file.unlink()
         (photos / name / "dog").rmdir()
-    with pytest.raises(DataError, match='only one class, "cat"'):
+    with pytest.raises(DataError, match="only one class, 'cat'"):
         create_dataset("folder", dir=str(photos))
     with pytest.raises(ConfigError, match=r"data\.dir is empty"):
         create_dataset("folder")
@@ -134,7 +134,7 @@ def test_every_damaged_file_is_named(photos):
 def test_decoding_of_unusual_modes(tmp_path):
     def roundtrip(image, name="x.png", **kwargs):
         image.save(tmp_path / name, **kwargs)
-        return decode.decode_image(tmp_path / name, 4, 4)
+        return decode_image(tmp_path / name, 4, 4)
 
     gray = roundtrip(Image.new("L", (4, 4), 77))
     assert (gray == 77).all()
@@ -152,7 +152,7 @@ def test_decoding_of_unusual_modes(tmp_path):
     np.testing.assert_array_equal(roundtrip(upright, exif=exif), np.asarray(upright)[::-1, ::-1])
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "f.tiff")
     with pytest.raises(ValueError, match="floating-point"):
-        decode.decode_image(tmp_path / "f.tiff", 4, 4)
+        decode_image(tmp_path / "f.tiff", 4, 4)
 
 
 def test_unknown_source_and_fraction():
@@ -331,37 +331,3 @@ def test_augmentation_is_a_function_of_the_key():
     np.testing.assert_array_equal(plain(jax.random.key(1), x), x)
     with pytest.raises(ConfigError, match="crop_mode"):
         augment.create_augment(crop_mode="zero")
-
-
-# ---- order
-
-
-def loader(n, batch, seed=0, devices=1):
-    split = Split(np.zeros((n, 2, 2, 1), np.uint8), np.arange(n, dtype=np.int32))
-    return ResidentLoader(split, batch, seed=seed, mesh=create_mesh(devices))
-
-
-@pytest.mark.parametrize(("n", "batch"), [(12, 4), (10, 4), (7, 7), (5, 3)])
-def test_every_image_once_an_epoch(n, batch):
-    steps = n  # n steps are exactly `batch` epochs
-    seen = np.concatenate([loader(n, batch).indices(s) for s in range(steps)])
-    for epoch in range(batch):
-        assert sorted(seen[epoch * n : (epoch + 1) * n]) == list(range(n))
-    assert not np.array_equal(seen[:n], seen[n : 2 * n])
-
-
-def test_order_depends_on_seed_and_step_alone():
-    a, b = loader(50, 8), loader(50, 8, devices=8)
-    assert [a.indices(s).tolist() for s in range(20)] == [b.indices(s).tolist() for s in range(20)]
-    assert a.indices(13).tolist() == loader(50, 8).indices(13).tolist()
-    assert a.indices(13).tolist() != loader(50, 8, seed=1).indices(13).tolist()
-    many = b.train_indices(4, 3)
-    assert [a.indices(s).tolist() for s in (4, 5, 6)] == np.asarray(many).tolist()
-
-
-def test_evaluation_order_and_mask():
-    seen = []
-    for index, mask in loader(10, 4).eval_indices():
-        assert index.shape == mask.shape == (4,)
-        seen += np.asarray(index)[np.asarray(mask) == 1].tolist()
-    assert seen == list(range(10))

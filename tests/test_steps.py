@@ -17,7 +17,7 @@ from classic_cnns.evaluate import create_evaluate
 from classic_cnns.losses import cross_entropy
 from classic_cnns.models import create_model
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
-from classic_cnns.steps import Progress, eval_step, train_on_resident, train_step
+from classic_cnns.steps import Progress, eval_step, train_on, train_step
 from classic_cnns.train_state import create_train_state
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
@@ -25,7 +25,7 @@ AUGMENT = create_augment(crop_padding=2, flip=True, cutout_size=4)
 
 
 def split(n=64):
-    return Split(*fake(count=n)["all"])
+    return fake(count=n)["all"]
 
 
 def setup(name="lenet5", devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, **kwargs):
@@ -40,7 +40,7 @@ def setup(name="lenet5", devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, 
 
     def counted(*args):
         traces.append(1)
-        return train_on_resident(*args, step=one)
+        return train_on(*args, step=one)
 
     loader = ResidentLoader(split(n), batch, seed=0, mesh=mesh)
     return (
@@ -55,7 +55,7 @@ def setup(name="lenet5", devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, 
 def test_training_learns_and_traces_once():
     state, progress, train, loader, traces = setup(augment=None, n=160, rate=0.05)
     for step in range(60):
-        state, progress = train(state, progress, loader.data, loader.train_indices(step))
+        state, progress = train(state, progress, loader.data, loader.train(step))
         if step in (3, 55):
             losses = progress.metrics.loss.compute()
             progress = replicate(Progress.empty(), loader.mesh)
@@ -73,7 +73,7 @@ def test_eight_devices_equal_one(name):
     for devices in (1, 8):
         state, progress, train, loader, _ = setup(name, devices)
         for step in range(3):
-            state, progress = train(state, progress, loader.data, loader.train_indices(step))
+            state, progress = train(state, progress, loader.data, loader.train(step))
         results.append(jax.device_get((state, progress.metrics.compute())))
     assert results[0][0].step == results[1][0].step == 3
     for a, b in zip(*(jax.tree.leaves(r) for r in results), strict=True):
@@ -83,9 +83,9 @@ def test_eight_devices_equal_one(name):
 def test_several_steps_in_one_dispatch_equal_single_steps():
     state, progress, train, loader, _ = setup()
     for step in range(4):
-        state, progress = train(state, progress, loader.data, loader.train_indices(step))
+        state, progress = train(state, progress, loader.data, loader.train(step))
     other, other_progress, train, loader, _ = setup()
-    other, other_progress = train(other, other_progress, loader.data, loader.train_indices(0, 4))
+    other, other_progress = train(other, other_progress, loader.data, loader.train(0, 4))
     for a, b in zip(
         *(jax.tree.leaves(s) for s in ((state, progress), (other, other_progress))), strict=True
     ):
@@ -97,7 +97,7 @@ def test_state_freezes_before_the_first_step_that_is_not_finite():
     before = []
     for step in range(4):
         before.append(jax.device_get(state))
-        state, progress = train(state, progress, loader.data, loader.train_indices(step))
+        state, progress = train(state, progress, loader.data, loader.train(step))
     assert not bool(progress.finite)
     bad = int(state.step)
     assert bad in (1, 2)
@@ -107,13 +107,11 @@ def test_state_freezes_before_the_first_step_that_is_not_finite():
 
 def test_augmentation_and_dropout_follow_the_step_alone():
     state, progress, train, loader, _ = setup()
-    state, progress = train(state, progress, loader.data, loader.train_indices(0))
+    state, progress = train(state, progress, loader.data, loader.train(0))
     saved = jax.device_get((state, progress))
     results = []
     for _ in range(2):
-        state, progress = train(
-            *replicate(saved, loader.mesh), loader.data, loader.train_indices(1)
-        )
+        state, progress = train(*replicate(saved, loader.mesh), loader.data, loader.train(1))
         results.append(jax.device_get(state))
     jax.tree.map(np.testing.assert_array_equal, *results)
 

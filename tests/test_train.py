@@ -6,11 +6,13 @@ import json
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import classic_cnns
 from classic_cnns import rundir
-from classic_cnns import train as train_lib
 from classic_cnns.config import Durations, durations, next_event
+from classic_cnns.data.loaders import ResidentLoader, StreamLoader
+from classic_cnns.data.sources import fake
 from classic_cnns.errors import ConfigError, DataError, NonFiniteError, WorkdirError
 from classic_cnns.logging import read_records
 
@@ -30,14 +32,15 @@ class Stop(Exception):
 
 def stop_at(step, monkeypatch):
     """Makes the training stop hard when it asks for the images of a step."""
-    plain = train_lib.ResidentLoader.train_indices
+    for kind in (ResidentLoader, StreamLoader):
+        plain = kind.train
 
-    def indices(self, at, count=1):
-        if at == step:
-            raise Stop
-        return plain(self, at, count)
+        def train(self, at, count=1, plain=plain):
+            if at == step:
+                raise Stop
+            return plain(self, at, count)
 
-    monkeypatch.setattr(train_lib.ResidentLoader, "train_indices", indices)
+        monkeypatch.setattr(kind, "train", train)
 
 
 def test_a_run_and_its_directory(config, tmp_path, capsys):
@@ -66,7 +69,7 @@ def test_a_run_and_its_directory(config, tmp_path, capsys):
     run = classic_cnns.load(tmp_path / "run", "latest")
     jax.tree.map(np.testing.assert_array_equal, run.variables, jax.device_get(state.variables))
     assert classic_cnns.load(tmp_path / "run").step == summary["best_step"]
-    assert run.preprocessing["image_shape"] == [32, 32, 3]
+    assert run.preprocess.image_shape == (32, 32, 3)
     text = (tmp_path / "run" / "weights.txt").read_text()
     assert "params/conv1/kernel\n(5, 5, 3, 6)\n" in text
     assert "..." not in text
@@ -88,6 +91,31 @@ def test_stopped_and_continued_is_the_same_to_the_bit(config, tmp_path, monkeypa
     for key in summary.keys() - {"seconds", "workdir"}:
         assert summary[key] == same[key], key
     assert records(tmp_path / "a") == records(tmp_path / "b")
+
+
+def test_a_streamed_run_continues_to_the_bit(config, tmp_path, monkeypatch):
+    images = fake(16, count=120)["all"]
+    for i, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
+        folder = tmp_path / "photos" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    config.num_steps, config.checkpoint_every_steps = 14, 3
+    config.data.update(source="folder", dir=str(tmp_path / "photos"), image_size=16)
+    config.data.loader = "stream"
+    whole, _ = classic_cnns.train_and_evaluate(config, tmp_path / "a")
+    with monkeypatch.context() as context:
+        stop_at(8, context)
+        with pytest.raises(Stop):
+            classic_cnns.train_and_evaluate(config, tmp_path / "b")
+    parts, _ = classic_cnns.train_and_evaluate(config, tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(parts))
+    assert records(tmp_path / "a") == records(tmp_path / "b")
+    assert len(records(tmp_path / "a")[-1]["eval_recall"]) == 10
+
+    config.data.loader = "resident"  # the same images, kept in memory: the same training
+    again, _ = classic_cnns.train_and_evaluate(config, tmp_path / "c")
+    for a, b in zip(*map(jax.tree.leaves, (whole.params, again.params)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_other_config_is_refused_with_the_difference(config, tmp_path):

@@ -440,7 +440,7 @@ def test_export_and_import(to, ending, tmp_path):
     directory = save_bundle(run, "resnet20_cifar", tmp_path / "run")
     back = classic_cnns.load(directory)
     assert back.model == run.model
-    assert back.preprocessing["mean"] == [0.485, 0.456, 0.406]
+    assert back.preprocess.mean == (0.485, 0.456, 0.406)
     jax.tree.map(np.testing.assert_array_equal, dict(back.variables), variables)
     out = export_weights(back, to, tmp_path / f"out.{ending}")
     if to == "ours":

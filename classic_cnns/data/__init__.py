@@ -1,15 +1,30 @@
-"""Datasets: `create_dataset(source)` returns splits, class names, image shape and statistics."""
+"""Datasets: `create_dataset(source)` returns splits, class names and preprocessing."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from classic_cnns.data import sources
+from classic_cnns.data import cache as cache_lib
+from classic_cnns.data import folder, sources, tfds_source
+from classic_cnns.data.decode import resize_images
+from classic_cnns.data.preprocess import Preprocess
+from classic_cnns.data.splits import (
+    Dataset,
+    Encoded,
+    Split,
+    check_labels,
+    fingerprint,
+    stratified_split,
+)
 from classic_cnns.errors import ConfigError, DataError, nearest
+
+__all__ = ["SOURCES", "Dataset", "Encoded", "Preprocess", "Split", "create_dataset"]
 
 SOURCES = (
     "digits",
@@ -19,58 +34,12 @@ SOURCES = (
     "fashion_mnist",
     "folder",
     "images_set",
+    "csv",
+    "npz",
+    "tfds:NAME",
     "fake",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """Images (N, H, W, C) uint8 with labels (N,) int32 in 0…classes−1."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def counts(self, num_classes: int) -> list[int]:
-        """Images of each class."""
-        return np.bincount(self.labels, minlength=num_classes).tolist()
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Everything that training needs to know about its data.
-
-    Attributes:
-        source: one of `SOURCES`.
-        train, val, test: disjoint splits; test is None when the source has none.
-        classes: names, in the order of the labels.
-        mean, std: per channel, for pixels on the scale 0…1.
-        fingerprint: SHA-256 over all pixels and labels in order.
-        note: how the splits came about, for people.
-    """
-
-    source: str
-    train: Split
-    val: Split
-    test: Split | None
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    fingerprint: str
-    note: str
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.classes)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        height, width, channels = self.train.images.shape[1:]
-        return height, width, channels
+LOADERS = ("auto", "resident", "stream")
 
 
 def create_dataset(
@@ -78,117 +47,244 @@ def create_dataset(
     *,
     dir: str = "",
     image_size: int = 0,
+    resize: str = "squash",
     val_fraction: float = 0.1,
     test_fraction: float = 0.1,
+    splits: dict[str, str] | None = None,
     seed: int = 0,
+    loader: str = "auto",
+    resident_gb: float = 4.0,
+    cache: str = "",
+    workers: int = 0,
+    on_bad_image: str = "error",
+    max_bad_fraction: float = 0.001,
+    train_size: int = 0,
+    preprocess: Preprocess | None = None,
+    progress: Callable[[str, int], Callable[[int], None]] | None = None,
 ) -> Dataset:
-    """Loads a dataset into memory.
+    """Loads a dataset into memory, or prepares to stream it.
 
     Args:
         source: one of `SOURCES`.
         dir: where files are, or are downloaded to ("" = the user's cache directory). Needed by
-            "folder" and "images_set".
-        image_size: side in pixels that images are squashed to; 0 = the source's own (32 for digits,
-            224 for "folder", 112 for "images_set").
+            "folder" and "images_set" (a folder), "csv" and "npz" (a file).
+        image_size: side in pixels of what the network takes; 0 = the source's own (32 for digits,
+            224 for files, 112 for "images_set").
+        resize: how files get that size: "squash", "crop" or "letterbox", see `Preprocess`.
         val_fraction: share of train, class by class, that becomes val where the source has no val.
         test_fraction: the same for test, only where the source is not split at all.
+        splits: of tfds: for "train", "val" and "test" what tfds calls them, slices included
+            ("train[:90%]"); by default its own train, validation and test.
         seed: of the split.
+        loader: "resident" keeps decoded images in memory, "stream" decodes while training, "auto"
+            does the first where they fit.
+        resident_gb: GiB that decoded images may take for "auto", which also leaves half of the free
+            memory alone.
+        cache: directory of decoded images ("default" = in the user's cache directory), so that each
+            file is decoded once and for all; "" = none.
+        workers: threads that decode; 0 = one a core.
+        on_bad_image: "error", or "skip" files that cannot be decoded.
+        max_bad_fraction: share of the files up to which they may be skipped.
+        train_size: side at which decoded training images are kept, for random crops from them;
+            0 = image_size.
+        preprocess: of a run, in place of image_size, resize and the statistics of the source.
+        progress: called with a text and a total; returns a function to call with what was done.
 
     Raises:
         ConfigError: unknown source, or a setting out of range.
         DataError: data that is missing, damaged or unusable.
     """
-    if source not in SOURCES:
-        raise ConfigError(f'unknown data.source "{source}". Fix: {nearest(source, SOURCES)}')
-    for name, value in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-        if not 0 < value < 1:
-            raise ConfigError(f"data.{name} is {value}. Fix: a share between 0 and 1")
-    directory = Path(dir).expanduser() if dir else sources.default_dir(source)
-    statistics = source
-    if source in ("folder", "images_set"):
-        if not dir:
-            raise ConfigError(
-                "data.dir is empty. Fix: --config.data.dir=DIR, a folder with a sub-folder a class"
-            )
-        size = image_size or (112 if source == "images_set" else 224)
-        splits, classes = sources.photos(directory, size)
-        statistics = "folder"
-    elif source == "digits":
-        splits, classes = sources.digits(image_size or 32), sources.CLASSES[source]
-    elif source == "fake":
-        splits, classes = sources.fake(image_size or 32), sources.CLASSES["digits"]
-    else:
-        splits, classes = sources.official(source, directory), sources.CLASSES[source]
-        if image_size:
-            splits = {s: (sources.resize_images(i, image_size), y) for s, (i, y) in splits.items()}
-    given = sorted(splits)
+    _check_settings(source, locals())
+    if preprocess is not None:
+        image_size, resize = preprocess.image_shape[0], preprocess.mode
+    found, classes, statistics, size, channels = _open(source, dir, image_size, splits)
+    given = sorted(found)
     note = "splits of the source"
-    if "all" in splits:
-        rest, test = stratified_split(*splits["all"], test_fraction, seed)
-        splits = {"train": rest, "test": test}
+    if "all" in found:
+        rest, test = stratified_split(found["all"].labels, test_fraction, seed)
+        found = {"train": found["all"].subset(rest), "test": found["all"].subset(test)}
         note = (
             f"test ({test_fraction:.0%}) and val ({val_fraction:.0%}) "
             f"drawn class by class with seed {seed}"
         )
-    if "val" not in splits:
-        splits["train"], splits["val"] = stratified_split(*splits["train"], val_fraction, seed)
+    if "val" not in found:
+        rest, val = stratified_split(found["train"].labels, val_fraction, seed)
+        train = found["train"]
+        found |= {"train": train.subset(rest), "val": train.subset(val)}
         if given != ["all"]:
             note = f"val is {val_fraction:.0%} of train, drawn class by class with seed {seed}"
-    if "test" not in splits:
+    if "test" not in found:
         note += "; there is no test split, so results are those of val"
-    made = {name: Split(*arrays) for name, arrays in splits.items()}
-    _check_labels(made, len(classes))
-    mean, std = sources.STATISTICS[statistics]
+    check_labels(found, len(classes))
+    if preprocess is None:
+        known = sources.STATISTICS.get(statistics)
+        mean, std = known or _statistics(found["train"].images)
+        preprocess = Preprocess((size, size, channels), mode=resize, mean=mean, std=std)
+    elif preprocess.image_shape != (size, size, channels):
+        raise ConfigError(
+            f"the network takes {preprocess.image_shape}, {source} has {(size, size, channels)}. "
+            "Fix: other data"
+        )
+    warnings: list[str] = []
+    if found["train"].encoded:
+        stay = _stays_encoded(found, size, train_size or size, channels, loader, resident_gb, cache)
+        decode = functools.partial(
+            _decode,
+            directory=_cache_dir(cache),
+            workers=workers,
+            limit=max_bad_fraction,
+            skip=on_bad_image == "skip",
+            progress=progress,
+            warnings=warnings,
+        )
+        if not stay:
+            stored = dataclasses.replace(
+                preprocess, image_shape=(train_size or size,) * 2 + (channels,)
+            )
+            found = {
+                name: decode(name, split, stored if name == "train" else preprocess)
+                for name, split in found.items()
+            }
+        how = "decoded while training" if stay else "kept decoded"
+        note += f"; {how}, {resize}"
     return Dataset(
         source=source,
-        train=made["train"],
-        val=made["val"],
-        test=made.get("test"),
+        train=found["train"],
+        val=found["val"],
+        test=found.get("test"),
         classes=classes,
-        mean=mean,
-        std=std,
-        fingerprint=_fingerprint(made),
+        preprocess=preprocess,
+        fingerprint=fingerprint(found),
         note=note,
+        warnings=tuple(warnings),
     )
 
 
-def stratified_split(
-    images: np.ndarray, labels: np.ndarray, fraction: float, seed: int
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Draws `fraction` of every class (at least one image); both parts keep the order of the input.
+def _check_settings(source: str, given: dict[str, Any]) -> None:
+    problems = []
+    if source not in SOURCES and not source.startswith("tfds:"):
+        problems.append(f'unknown data.source "{source}": {nearest(source, SOURCES)}')
+    for name in ("val_fraction", "test_fraction"):
+        if not 0 < given[name] < 1:
+            problems.append(f"data.{name} is {given[name]}: use a share between 0 and 1")
+    if not 0 <= given["max_bad_fraction"] < 1:
+        problems.append(f"data.max_bad_fraction is {given['max_bad_fraction']}: use 0 to below 1")
+    for name, values in (("loader", LOADERS), ("on_bad_image", ("error", "skip"))):
+        if given[name] not in values:
+            problems.append(f'unknown data.{name} "{given[name]}": {nearest(given[name], values)}')
+    for name in ("image_size", "workers", "train_size", "resident_gb"):
+        if given[name] < 0:
+            problems.append(f"data.{name} is {given[name]}: use 0 or more")
+    if source in ("folder", "images_set", "csv", "npz") and not given["dir"]:
+        what = (
+            "a folder with a sub-folder a class" if source in ("folder", "images_set") else "a file"
+        )
+        problems.append(f"data.dir is empty: --config.data.dir={what}")
+    if problems:
+        raise ConfigError(f"{'; '.join(problems)}. Fix: these fields")
 
-    Returns:
-        ((images, labels) of the rest, (images, labels) of the part drawn).
 
-    Raises:
-        DataError: a class has a single image.
-    """
-    drawn = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        if len(members) < 2:
-            raise DataError(f"class {label} has one image, which cannot be split. Fix: add images")
-        rng = np.random.Generator(np.random.Philox(key=[seed, label]))
-        count = max(1, round(fraction * len(members)))
-        drawn[rng.permutation(members)[:count]] = True
-    return (images[~drawn], labels[~drawn]), (images[drawn], labels[drawn])
+def _open(
+    source: str, dir: str, image_size: int, names: dict[str, str] | None
+) -> tuple[sources.Splits, tuple[str, ...], str, int, int]:
+    """Splits, classes, whose statistics, side, and channels."""
+    directory = Path(dir).expanduser() if dir else sources.default_dir(source)
+    if source in ("folder", "images_set"):
+        found, classes = folder.photos(directory)
+        return found, classes, "folder", image_size or (112 if source == "images_set" else 224), 3
+    if source == "csv":
+        found, classes = sources.table(directory)
+        return found, classes, "folder", image_size or 224, 3
+    if source.startswith("tfds:"):
+        opened = tfds_source.open_tfds(source.removeprefix("tfds:"), dir, names or {})
+        name = source.removeprefix("tfds:").split("/")[0].split(":")[0]
+        statistics = (
+            name if name in sources.STATISTICS else "folder" if opened.channels == 3 else ""
+        )
+        side = image_size or opened.side or 224
+        return opened.splits, opened.classes, statistics or "mnist", side, opened.channels
+    if source == "digits":
+        found, classes = sources.digits(image_size or 32), sources.CLASSES[source]
+    elif source == "fake":
+        found, classes = sources.fake(image_size or 32), sources.CLASSES["digits"]
+    else:
+        if source == "npz":
+            found, classes = sources.arrays(directory)
+        else:
+            found, classes = sources.official(source, directory), sources.CLASSES[source]
+        if image_size:
+            found = {
+                name: Split(resize_images(split.images, image_size), split.labels)
+                for name, split in found.items()
+            }
+    first = next(iter(found.values())).images
+    if first.shape[1] != first.shape[2]:
+        raise DataError(f"images of {first.shape[1:3]} are not square. Fix: data.image_size")
+    return found, classes, source, first.shape[1], first.shape[3]
 
 
-def _check_labels(splits: dict[str, Split], num_classes: int) -> None:
-    for name, split in splits.items():
-        wrong = np.flatnonzero((split.labels < 0) | (split.labels >= num_classes))
-        if len(wrong):
-            i = wrong[0]
-            raise DataError(
-                f"label {split.labels[i]} of {name}[{i}] is outside 0..{num_classes - 1}. Fix: "
-                "the labels"
+def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation per channel on the scale 0…1, of at most 5,000 images."""
+    some = images[:: max(1, len(images) // 5000)] / 255
+    mean, std = some.mean((0, 1, 2)), some.std((0, 1, 2))
+    return tuple(mean.round(4).tolist()), tuple(np.maximum(std, 1e-3).round(4).tolist())
+
+
+def _stays_encoded(
+    found: sources.Splits,
+    size: int,
+    train_size: int,
+    channels: int,
+    loader: str,
+    resident_gb: float,
+    cache: str,
+) -> bool:
+    """Whether images are decoded while training; raises DataError if they must fit and do not."""
+    sides = {name: train_size if name == "train" else size for name in found}
+    needed = sum(len(split) * sides[name] ** 2 * channels for name, split in found.items())
+    free = sources.free_memory()
+    if loader == "resident" and not cache and needed > free / 2:
+        raise DataError(
+            f"the decoded images need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are "
+            "free. Fix: --config.data.loader=stream, or a smaller data.image_size"
+        )
+    if loader == "auto":
+        return not cache and needed > min(free / 2, resident_gb * 2**30)
+    return loader == "stream" and not cache
+
+
+def _cache_dir(cache: str) -> Path | None:
+    if not cache:
+        return None
+    return sources.default_dir("decoded") if cache == "default" else Path(cache).expanduser()
+
+
+def _decode(
+    name: str,
+    split: Split,
+    preprocess: Preprocess,
+    *,
+    directory: Path | None,
+    workers: int,
+    limit: float,
+    skip: bool,
+    progress: Callable[[str, int], Callable[[int], None]] | None,
+    warnings: list[str],
+) -> Split:
+    """A split with its images decoded, without those that cannot be."""
+    advance = progress(f"decoding {name}", len(split)) if progress else None
+    images: Encoded = split.images
+    pixels = None
+    if directory is not None:
+        try:
+            pixels, bad, _ = cache_lib.open_cache(
+                images, preprocess, directory, workers=workers, progress=advance
             )
-
-
-def _fingerprint(splits: dict[str, Split]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(splits):
-        digest.update(f"{name}{splits[name].images.shape}".encode())
-        digest.update(np.ascontiguousarray(splits[name].images).data)
-        digest.update(np.ascontiguousarray(splits[name].labels).data)
-    return digest.hexdigest()
+        except OSError as error:
+            warnings.append(f"no cache in {directory}: {error.strerror or error}; going on without")
+    if pixels is None:
+        pixels, bad = cache_lib.decode_all(images, preprocess, workers=workers, progress=advance)
+    warnings += cache_lib.report_bad(images, bad, limit, skip)
+    if not bad:
+        return Split(pixels, split.labels)
+    return Split(pixels, split.labels).subset(np.setdiff1d(np.arange(len(split)), list(bad)))

@@ -1,43 +1,176 @@
-"""Image files to uint8 arrays."""
+"""Image files to uint8 arrays, told apart by content.
+
+JPEG goes through simplejpeg, whose pixels are those of Pillow and which refuses truncated files;
+everything else, and what it refuses, goes through Pillow. Both are libraries for one image; the
+loader calls them from threads, and both let go of the interpreter while they work.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 80_000_000
+MAX_BYTES = 200_000_000
 
 
-def decode_image(path: Path, height: int, width: int, channels: int = 3) -> np.ndarray:
-    """One image file, upright, squashed to a size.
+class ImageFile:
+    """An image file whose size is known and whose pixels have not been decoded yet."""
 
-    The file's content, not its name, decides the format. EXIF orientation is applied, transparency
-    is laid over white, 16-bit values are scaled to 8 bits, and the first frame of an animation is
-    taken. Resizing is bilinear with anti-aliasing; large JPEGs are first scaled while decoding.
+    height: int
+    width: int
+    image: Image.Image
+    gray = False
 
-    Returns:
-        (height, width, channels) uint8.
+    def __init__(self, source: bytes | str | Path) -> None:
+        with _reasons():
+            if not isinstance(source, bytes):
+                source = read_file(source)
+            self.data = source
+            self.turn = 1  # EXIF orientation
+            self.fast = False
+            if source.startswith(b"\xff\xd8"):
+                self._jpeg_header()
+            if not self.fast:
+                self._pillow_header()
+        if self.height * self.width > MAX_PIXELS:
+            raise ValueError(f"{self.width}×{self.height} pixels, more than {MAX_PIXELS:,}")
+        if self.turn >= 5:
+            self.height, self.width = self.width, self.height
+
+    def _jpeg_header(self) -> None:
+        try:
+            self.height, self.width, space, _ = simplejpeg.decode_jpeg_header(self.data)
+        except ValueError:
+            return
+        self.gray = space == "Gray"
+        self.fast = space in ("YCbCr", "Gray")
+        if self.fast and b"Exif\0\0" in self.data[:65536]:
+            with Image.open(io.BytesIO(self.data), formats=FORMATS) as image:
+                self.turn = image.getexif().get(0x0112, 1)
+
+    def _pillow_header(self) -> None:
+        # Of Pillow alone and for good: to restore the filters is not safe between threads.
+        warnings.filterwarnings("ignore", module="PIL")
+        image = Image.open(io.BytesIO(self.data), formats=FORMATS)
+        self.height, self.width = image.height, image.width
+        self.turn = image.getexif().get(0x0112, 1)
+        self.image = image
+
+    def divisor(self, height: float, width: float) -> int:
+        """The largest of 1, 2, 4 and 8 that leaves at least twice a size."""
+        ratio = min(self.height / (2 * height), self.width / (2 * width))
+        return 1 << max(0, min(3, int(math.log2(max(1, ratio)))))
+
+    def inside(
+        self, box: tuple[float, float, float, float], pixels: np.ndarray
+    ) -> tuple[float, float, float, float]:
+        """A box of the full image in pixels of the decoded one."""
+        y, x = pixels.shape[0] / self.height, pixels.shape[1] / self.width
+        return box[0] * x, box[1] * y, box[2] * x, box[3] * y
+
+    def pixels(self, channels: int, shrink: float, exact: bool = True) -> np.ndarray:
+        """Upright pixels (H, W, channels) uint8, a JPEG perhaps scaled down by up to `shrink`.
+
+        Args:
+            channels: 3 or 1.
+            shrink: a power of two if `exact`, and then both decoders give the same pixels.
+            exact: only scales that Pillow has, too.
+        """
+        with _reasons():
+            if self.fast and (channels == 3 or self.gray):
+                sides = (self.width, self.height) if self.turn >= 5 else (self.height, self.width)
+                least = [math.ceil(s / shrink) if shrink > 1 else 0 for s in sides]
+                try:
+                    out = simplejpeg.decode_jpeg(
+                        self.data,
+                        "RGB" if channels == 3 else "GRAY",
+                        min_height=least[0],
+                        min_width=least[1],
+                    )
+                    return _upright(out, self.turn)
+                except ValueError:  # perhaps something that Pillow reads all the same
+                    self._pillow_header()
+            elif self.fast:
+                self._pillow_header()
+            with self.image as image:
+                divisor = 1 << int(math.log2(max(1.0, shrink)))
+                if divisor > 1:
+                    image.draft("RGB", (image.width // divisor, image.height // divisor))
+                upright = _to_eight_bits(ImageOps.exif_transpose(image), channels)
+            out = np.asarray(upright, np.uint8)
+            return out.reshape(*out.shape[:2], channels)
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a file of at most `MAX_BYTES`.
 
     Raises:
-        ValueError: not an image of a supported format, damaged or too large; the message is the
-            reason.
+        ValueError: larger.
+        OSError: cannot be read.
     """
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"more than {MAX_BYTES:,} bytes")
+    if not data:
+        raise ValueError("empty file")
+    return data
+
+
+@contextlib.contextmanager
+def _reasons() -> Iterator[None]:
+    """Turns whatever a decoder raises for a damaged file into a ValueError with the reason."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise ValueError(f"{file.width}×{file.height} pixels, more than {MAX_PIXELS:,}")
-                file.draft("RGB", (2 * width, 2 * height))
-                image = _to_eight_bits(ImageOps.exif_transpose(file), channels)
-                image = image.resize((width, height), Image.Resampling.BILINEAR)
+        yield
+    except Image.UnidentifiedImageError as error:
+        raise ValueError("not an image of a supported format") from error
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except ValueError:
+        raise
     except Exception as error:  # Pillow raises many kinds for damaged files; each is a reason
         raise ValueError(str(error) or type(error).__name__) from error
-    return np.asarray(image, np.uint8).reshape(height, width, channels)
+
+
+def _upright(pixels: np.ndarray, turn: int) -> np.ndarray:
+    """Undoes an EXIF orientation."""
+    if turn in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if turn in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if turn in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def resize(
+    pixels: np.ndarray,
+    height: int,
+    width: int,
+    interpolation: str = "bilinear",
+    box: tuple[float, float, float, float] | None = None,
+) -> np.ndarray:
+    """A box (left, top, width, height) of (H, W, C) uint8, by default everything, resized."""
+    if box is None and pixels.shape[:2] == (height, width):
+        return pixels
+    limits = None
+    if box is not None:
+        left, top = max(0.0, box[0]), max(0.0, box[1])
+        right, bottom = min(left + box[2], pixels.shape[1]), min(top + box[3], pixels.shape[0])
+        limits = (left, top, right, bottom)
+    image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+    kind = Image.Resampling.BICUBIC if interpolation == "bicubic" else Image.Resampling.BILINEAR
+    return np.asarray(image.resize((width, height), kind, limits)).reshape(height, width, -1)
 
 
 def _to_eight_bits(image: Image.Image, channels: int) -> Image.Image:
@@ -59,7 +192,5 @@ def resize_images(images: np.ndarray, size: int) -> np.ndarray:
         return images
     out = np.empty((len(images), size, size, images.shape[3]), np.uint8)
     for i, pixels in enumerate(images):
-        image = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-        out[i] = np.asarray(image).reshape(size, size, -1)
+        out[i] = resize(pixels, size, size)
     return out

@@ -1,24 +1,37 @@
 """A folder of images: DIR/train/CLASS/*, DIR/val/CLASS/* and perhaps DIR/test/CLASS/*, or
 DIR/CLASS/*.
 
-Nothing is ever written to the folder.
+Nothing is ever written to the folder, and nothing but names is read before training.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 from pathlib import Path
 
 import numpy as np
 
-from classic_cnns.data.decode import decode_image
+from classic_cnns.data.decode import read_file
+from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
-Listing = dict[str, list[Path]]  # class name → its files
+Listing = dict[str, list[str]]  # class name → paths of its files
+
+
+def photos(directory: Path) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Encoded images of each split, class by class, and the classes; see `scan`."""
+    listings = scan(directory)
+    classes = tuple(listings.get("train", listings.get("all", {})))
+    splits = {}
+    for split, listing in listings.items():
+        names = [path for members in listing.values() for path in members]
+        counts = [len(members) for members in listing.values()]
+        labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        splits[split] = Split(Encoded(names, read_file), labels)
+    return splits, classes
 
 
 def scan(directory: Path) -> dict[str, Listing]:
@@ -51,15 +64,22 @@ def scan(directory: Path) -> dict[str, Listing]:
 def _classes(directory: Path) -> Listing:
     listing: Listing = {}
     with os.scandir(directory) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not _hidden(e.name))
+        names = sorted(e.name for e in entries if _is_dir(e) and not _hidden(e.name))
     for name in names:
         with os.scandir(directory / name) as entries:
             listing[name] = sorted(
-                Path(e.path)
+                e.path
                 for e in entries
-                if e.name.lower().endswith(EXTENSIONS) and not _hidden(e.name) and not e.is_dir()
+                if e.name.lower().endswith(EXTENSIONS) and not _hidden(e.name) and not _is_dir(e)
             )
     return listing
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
 
 
 def _hidden(name: str) -> bool:
@@ -74,54 +94,37 @@ def _check(directory: Path, splits: dict[str, Listing]) -> None:
     )
     if not any(base.values()):
         raise DataError(
-            f"{directory}: no images found (looked for {' '.join(EXTENSIONS)}). {layout}"
+            f"{directory}: no images found (looked for {' '.join(EXTENSIONS)}){_found(directory)}. "
+            f"{layout}"
         )
     problems = []
     if len(base) == 1:
-        problems.append(f'only one class, "{next(iter(base))}": there is nothing to learn')
+        problems.append(f"only one class, {next(iter(base))!r}: there is nothing to learn")
     for split, listing in splits.items():
         empty = [name for name, files in listing.items() if not files]
         if empty:
-            problems.append(f"classes without images in {split}: {', '.join(empty)}")
+            problems.append(f"classes without images in {split}: {_names(empty)}")
         unknown = sorted(set(listing) - set(base))
         if unknown:
-            problems.append(f"classes in {split} that train lacks: {', '.join(unknown)}")
+            problems.append(f"classes in {split} that train lacks: {_names(unknown)}")
         absent = sorted(set(base) - set(listing))
         if absent:
-            problems.append(f"classes in train that {split} lacks: {', '.join(absent)}")
+            problems.append(f"classes in train that {split} lacks: {_names(absent)}")
     if problems:
         raise DataError(
             f"{directory}: {'; '.join(problems)}. {layout}, with the same classes in each"
         )
 
 
-def load(listing: Listing, size: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes every file with all cores.
+def _names(names: list[str]) -> str:
+    """Names on one line, odd characters escaped."""
+    return ", ".join(name if name.isprintable() else repr(name) for name in names)
 
-    Returns:
-        Images (N, size, size, channels) uint8 and labels (N,) int32, class by class.
 
-    Raises:
-        DataError: names every file that cannot be decoded, with the reason.
-    """
-    files = [file for members in listing.values() for file in members]
-    labels = np.repeat(np.arange(len(listing)), [len(m) for m in listing.values()])
-    images = np.empty((len(files), size, size, channels), np.uint8)
-    bad: list[str] = []
-
-    def one(i: int) -> None:
-        try:
-            images[i] = decode_image(files[i], size, size, channels)
-        except ValueError as error:
-            bad.append(f"{files[i]}: {error}")
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, range(len(files))))
-    if bad:
-        shown = "\n  ".join(sorted(bad)[:20])
-        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        raise DataError(
-            f"{len(bad)} of {len(files)} files cannot be decoded:\n  {shown}{more}\nFix: replace "
-            "or remove them"
-        )
-    return images, labels.astype(np.int32)
+def _found(directory: Path) -> str:
+    """Where the images are instead, one level above or below."""
+    for pattern, where in (("*", "directly in it"), ("*/*/*", "one level too deep")):
+        for path in directory.glob(pattern):
+            if path.suffix.lower() in EXTENSIONS and path.is_file():
+                return f"; there are images {where}"
+    return ""

@@ -1,75 +1,251 @@
-"""Which images make up a step: a function of (seed, step), for data that lives on the device."""
+"""Batches: from images that live on the devices, or streamed to them; one interface.
+
+loader.train(step)   what step number `step` trains on
+loader.evaluation()  every image once, in order, the last batch padded
+
+Both give a dictionary for `steps.fetch(loader.data, item)`, which is the batch: "image", "label",
+and for training "index" (which image) and "epoch" (how often the set was gone through before), for
+evaluation "mask" (0 for padding). What a step trains on is a function of (seed, step) alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from classic_cnns.data import Split
+from classic_cnns.data.order import Order
+from classic_cnns.data.preprocess import Preprocess, random_resized_crop
+from classic_cnns.data.splits import Encoded, Split
+from classic_cnns.errors import DataError
 from classic_cnns.sharding import replicate, shard_batch
 
 Batch = dict[str, jax.Array]
+Host = dict[str, np.ndarray]
+Loader = Any  # ResidentLoader | StreamLoader
 
 
 class ResidentLoader:
     """The whole uint8 split on every device; a step is a gather by index inside the jitted step.
 
-    Training images come in a stream of epochs, each a new permutation, cut into batches without
-    regard
-    to epochs: over E epochs every image is seen E times, and nothing is dropped at an epoch's end.
+    Args:
+        split: decoded.
+        batch_size: over all hosts.
+        seed: of the order.
+        mesh: of the devices.
+        balanced: every class equally often, see `Order.balanced`.
 
     Attributes:
         data: {"image": (N, H, W, C) uint8, "label": (N,) int32}, replicated over the mesh.
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int, mesh: Mesh) -> None:
-        self.size = len(split)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.mesh = mesh
+    def __init__(
+        self, split: Split, batch_size: int, *, seed: int, mesh: Mesh, balanced: bool = False
+    ) -> None:
+        self.size, self.batch_size, self.mesh = len(split), batch_size, mesh
+        self.order = _order(split, batch_size, seed, balanced)
         self.data: Batch = replicate({"image": split.images, "label": split.labels}, mesh)
-        self._epoch = -1
-        self._order = np.empty(0, np.int32)
+        self.bad: dict[str, str] = {}
 
-    def indices(self, step: int) -> np.ndarray:
-        """Which images step number `step` trains on: (batch_size,) int32, a function of (seed,
-        step).
-        """
-        start = step * self.batch_size
-        out = np.empty(self.batch_size, np.int32)
-        done = 0
-        while done < self.batch_size:
-            epoch, offset = divmod(start + done, self.size)
-            part = self._permutation(epoch)[offset : offset + self.batch_size - done]
-            out[done : done + len(part)] = part
-            done += len(part)
+    def train(self, step: int, count: int = 1) -> Batch:
+        """Item of one step, or of `count` steps with a leading axis."""
+        steps = [self.order.step(step + i) for i in range(count)]
+        index, epoch = (np.stack(arrays) for arrays in zip(*steps, strict=True))
+        if count == 1:
+            index, epoch = index[0], epoch[0]
+        axis = int(count > 1)
+        return shard_batch({"index": index, "epoch": epoch}, self.mesh, axis)
+
+    def evaluation(self) -> Iterator[Batch]:
+        """Items of every batch."""
+        for start in range(0, self.size, self.batch_size):
+            index, mask = _padded(start, self.batch_size, self.size)
+            yield shard_batch({"index": index, "mask": mask}, self.mesh)
+
+
+class StreamLoader:
+    """Batches made by threads while the devices compute, and put on them ahead of time.
+
+    Args:
+        split: encoded, or an array that may be mapped from a file.
+        batch_size: over all hosts.
+        seed: of the order and the crops.
+        mesh: of the devices.
+        preprocess: of encoded images.
+        crop_scale: for random-resized-crop in training, see `random_resized_crop`; () = none.
+        workers: threads; 0 = one a core. Each makes a batch by itself.
+        on_bad_image: "error", or "skip": another image takes the place of one that cannot be
+            decoded, always the same, and the loader counts and names it in `bad`.
+        max_bad_fraction: share of the images up to which they may be skipped.
+        host: (this process, number of processes): each makes its part of every batch.
+        balanced: every class equally often, see `Order.balanced`.
+
+    Attributes:
+        data: empty, since a batch is whole when it comes.
+        bad: reasons by name of the images that could not be decoded.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int,
+        mesh: Mesh,
+        preprocess: Preprocess,
+        crop_scale: tuple[float, ...] = (),
+        workers: int = 0,
+        on_bad_image: Literal["error", "skip"] = "error",
+        max_bad_fraction: float = 0.001,
+        host: tuple[int, int] | None = None,
+        balanced: bool = False,
+    ) -> None:
+        self.split, self.size, self.batch_size = split, len(split), batch_size
+        self.mesh, self.preprocess, self.seed = mesh, preprocess, seed
+        self.crop_scale = tuple(crop_scale)
+        self.workers = workers or os.cpu_count() or 1
+        self.skip = on_bad_image == "skip"
+        self.max_bad = max_bad_fraction * self.size
+        self.order = _order(split, batch_size, seed, balanced)
+        process, count = host or (jax.process_index(), jax.process_count())
+        self.mine = slice(batch_size * process // count, batch_size * (process + 1) // count)
+        self.data: Batch = {}
+        self.bad: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._next, self._stream = -1, iter(())  # type: tuple[int, Iterator[Batch]]
+        if split.encoded:
+            _one_thread_a_call()
+
+    def train(self, step: int, count: int = 1) -> Batch:
+        """Item of one step; steps asked for one after another are ready by then."""
+        assert count == 1, "streamed steps are dispatched one by one"
+        if step != self._next:
+            self._stream = self._ahead(self.train_batch, step, 1 << 40)
+        self._next = step + 1
+        return next(self._stream)
+
+    def evaluation(self) -> Iterator[Batch]:
+        """Items of every batch."""
+        yield from self._ahead(self.eval_batch, 0, -(-self.size // self.batch_size))
+
+    def train_batch(self, step: int) -> Host:
+        """This process's part of the batch of one step, as host arrays."""
+        index, epoch = (array[self.mine] for array in self.order.step(step))
+        position = step * self.batch_size + np.arange(self.batch_size)[self.mine]
+        images = self._images(index, position if self.crop_scale else None)
+        return {
+            "image": images,
+            "label": self.split.labels[index],
+            "index": index,
+            "epoch": epoch,
+        }
+
+    def eval_batch(self, number: int) -> Host:
+        """This process's part of one batch of evaluation; mask is 0 where an image is bad."""
+        index, mask = _padded(number * self.batch_size, self.batch_size, self.size)
+        index, mask = index[self.mine], mask[self.mine]
+        images = self._images(index, None, mask)
+        return {"image": images, "label": self.split.labels[index], "mask": mask}
+
+    def _ahead(self, make: Callable[[int], Host], start: int, stop: int) -> Iterator[Batch]:
+        import grain
+
+        options = grain.ReadOptions(num_threads=self.workers, prefetch_buffer_size=self.workers + 1)
+        numbers = grain.MapDataset.range(start, stop)
+        batches = numbers.map(lambda number: shard_batch(make(int(number)), self.mesh))
+        return iter(batches.to_iter_dataset(options))
+
+    def _images(
+        self, index: np.ndarray, position: np.ndarray | None, mask: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Pixels by number; where an image is bad, its mask becomes 0 or another stands in."""
+        images = self.split.images
+        if not isinstance(images, Encoded):
+            return images[index]
+        out = np.zeros((len(index), *self.preprocess.image_shape), np.uint8)
+        for row, number in enumerate(index.tolist()):
+            seed = None if position is None else int(position[row])
+            for attempt in range(self.size):
+                pixels = self._decode(images, (number + attempt) % self.size, seed)
+                if pixels is not None:
+                    out[row] = pixels
+                    index[row] = (number + attempt) % self.size
+                    break
+                if mask is not None:
+                    mask[row] = 0
+                    break
         return out
 
-    def train_indices(self, step: int, count: int = 1) -> jax.Array:
-        """Indices of `count` steps from `step` on, on the devices: (batch,) or (count, batch)
-        int32.
-        """
-        if count == 1:
-            return shard_batch(self.indices(step), self.mesh)
-        return shard_batch(
-            np.stack([self.indices(step + i) for i in range(count)]), self.mesh, axis=1
-        )
+    def _decode(self, images: Encoded, number: int, seed: int | None) -> np.ndarray | None:
+        name = images.names[number]
+        if name in self.bad:
+            return None
+        try:
+            data = images.read(name)
+            if seed is None:
+                return self.preprocess(data)
+            height, _, channels = self.preprocess.image_shape
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, seed]))
+            return random_resized_crop(
+                data,
+                height,
+                rng,
+                channels=channels,
+                scale=self.crop_scale,  # type: ignore[arg-type]
+            )
+        except (ValueError, OSError) as error:
+            self._count(name, getattr(error, "strerror", None) or str(error))
+        return None
 
-    def eval_indices(self) -> Iterator[tuple[jax.Array, jax.Array]]:
-        """Every image once, in order: pairs of indices and mask (batch,); the tail is padded, mask
-        0.
-        """
-        for start in range(0, self.size, self.batch_size):
-            index = np.arange(start, start + self.batch_size)
-            mask = (index < self.size).astype(np.float32)
-            index = np.minimum(index, self.size - 1).astype(np.int32)
-            yield shard_batch(index, self.mesh), shard_batch(mask, self.mesh)
+    def _count(self, name: str, reason: str) -> None:
+        if not self.skip:
+            raise DataError(
+                f"{name!r} cannot be decoded: {reason}. Fix: replace it, or "
+                "--config.data.on_bad_image=skip"
+            )
+        with self._lock:
+            self.bad[name] = reason
+            if len(self.bad) > self.max_bad:
+                listed = "; ".join(f"{n!r}: {r}" for n, r in sorted(self.bad.items())[:20])
+                raise DataError(
+                    f"{len(self.bad)} of {self.size} images cannot be decoded: {listed}. Fix: "
+                    "replace them, or a larger data.max_bad_fraction"
+                )
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-            self._order, self._epoch = rng.permutation(self.size).astype(np.int32), epoch
-        return self._order
+
+def create_loader(split: Split, batch_size: int, **settings: Any) -> Loader:
+    """A `StreamLoader` for encoded or mapped images, a `ResidentLoader` for those in memory.
+
+    Args:
+        split, batch_size: see the loaders.
+        **settings: of `StreamLoader`; those that a `ResidentLoader` has no use for are left out.
+    """
+    if split.encoded or isinstance(split.images, np.memmap):
+        return StreamLoader(split, batch_size, **settings)
+    used = {k: v for k, v in settings.items() if k in ("seed", "mesh", "balanced")}
+    return ResidentLoader(split, batch_size, **used)
+
+
+def _order(split: Split, batch_size: int, seed: int, balanced: bool) -> Order:
+    if balanced:
+        return Order.balanced(split.labels, batch_size, seed)
+    return Order(len(split), batch_size, seed)
+
+
+def _padded(start: int, batch_size: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers from `start` on, and 0 for those beyond the end (which repeat the last one)."""
+    index = np.arange(start, start + batch_size)
+    mask = (index < size).astype(np.float32)
+    return np.minimum(index, size - 1).astype(np.int32), mask
+
+
+def _one_thread_a_call() -> None:
+    """OpenCV would start threads of its own inside each of ours."""
+    import cv2
+
+    cv2.setNumThreads(1)

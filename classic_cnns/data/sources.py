@@ -1,18 +1,20 @@
-"""Where images come from: one function a source, each returning whole splits as uint8 arrays."""
+"""Where images come from: one function a source, each returning splits and class names."""
 
 from __future__ import annotations
 
+import csv
 import os
 from pathlib import Path
 
 import numpy as np
 
-from classic_cnns.data import archives, folder
-from classic_cnns.data.decode import resize_images
+from classic_cnns.data import archives
+from classic_cnns.data.decode import read_file, resize_images
+from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
 
-Arrays = tuple[np.ndarray, np.ndarray]  # images (N, H, W, C) uint8, labels (N,) int32
-Splits = dict[str, Arrays]  # "train", "val", "test", or "all" when nothing is split yet
+Splits = dict[str, Split]  # "train", "val", "test", or "all" when nothing is split yet
+SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 CLASSES = {
     "digits": tuple("0123456789"),
@@ -61,7 +63,7 @@ def digits(size: int = 32) -> Splits:
 
     data = load_digits()
     images = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
-    return {"all": (resize_images(images, size), data.target.astype(np.int32))}
+    return {"all": Split(resize_images(images, size), data.target.astype(np.int32))}
 
 
 def official(name: str, directory: Path) -> Splits:
@@ -78,22 +80,89 @@ def official(name: str, directory: Path) -> Splits:
             files["train-images-idx3-ubyte"], files["train-labels-idx1-ubyte"]
         )
         test = archives.parse_idx(files["t10k-images-idx3-ubyte"], files["t10k-labels-idx1-ubyte"])
-    return {"train": train, "test": test}
+    return {"train": Split(*train), "test": Split(*test)}
 
 
-def photos(directory: Path, size: int, channels: int = 3) -> tuple[Splits, tuple[str, ...]]:
-    """A folder with a sub-folder a class, see `folder`, squashed to size×size, in memory."""
-    listings = folder.scan(directory)
-    count = sum(len(files) for listing in listings.values() for files in listing.values())
-    needed, free = count * size * size * channels, _free_memory()
-    if needed > free / 2:
-        raise DataError(
-            f"{directory}: {count:,} images of {size}×{size} need {needed / 2**30:.1f} GiB of "
-            "memory, "
-            f"{free / 2**30:.1f} are free. Fix: a smaller data.image_size"
-        )
-    classes = tuple(listings.get("train", listings.get("all", {})))
-    return {s: folder.load(listing, size, channels) for s, listing in listings.items()}, classes
+def table(path: Path) -> tuple[Splits, tuple[str, ...]]:
+    """A CSV file with the columns path and label, and perhaps split (train, val or test).
+
+    Paths are relative to the file's folder; labels are names, and classes are in alphabetical
+    order.
+
+    Raises:
+        DataError: missing columns, empty fields, unknown splits or absent files, all at once.
+    """
+    if not path.is_file():
+        raise DataError(f"data.dir: {path} is not a file. Fix: --config.data.dir=FILE.csv")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or []
+        if not {"path", "label"} <= set(columns):
+            raise DataError(
+                f"{path} has the columns {columns}. Fix: path,label or path,label,split"
+            )
+        rows = list(reader)
+    problems, members = [], []
+    for number, row in enumerate(rows, start=2):
+        name, label, part = row["path"], row["label"], row.get("split") or "all"
+        if not name or not label:
+            problems.append(f"line {number}: an empty field")
+        elif part not in ("all", *SPLIT_KEYS):
+            problems.append(f"line {number}: unknown split {part!r}")
+        elif not (path.parent / name).is_file():
+            problems.append(f"line {number}: no file {name!r}")
+        members.append((SPLIT_KEYS.get(part, part), str(path.parent / (name or "")), label))
+    classes = tuple(sorted({label for *_, label in members if label}))
+    if len(classes) < 2:
+        problems.append("fewer than two classes")
+    if len({part == "all" for part, *_ in members}) > 1:
+        problems.append("some rows name a split and some do not")
+    if problems:
+        shown = "; ".join(problems[:20])
+        raise DataError(f"{path}: {len(problems)} problems: {shown}. Fix: the file")
+    number_of = {name: i for i, name in enumerate(classes)}
+    splits = {}
+    for part in dict.fromkeys(part for part, *_ in members):
+        names = [name for p, name, _ in members if p == part]
+        labels = np.array([number_of[label] for p, _, label in members if p == part], np.int32)
+        splits[part] = Split(Encoded(names, read_file), labels)
+    return splits, classes
+
+
+def arrays(path: Path) -> tuple[Splits, tuple[str, ...]]:
+    """An .npz file with images and labels, or with x_train and y_train and perhaps x_val, y_val,
+    x_test and y_test (Keras' names); classes are numbers, or the array "classes".
+
+    Raises:
+        DataError: missing or contradictory arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {error}. Fix: an .npz file without objects") from error
+    pairs = {"all": ("images", "labels")}
+    pairs |= {part: (f"x_{part}", f"y_{part}") for part in ("train", "val", "test")}
+    splits, problems = {}, []
+    for part, (x, y) in pairs.items():
+        if x not in found or y not in found:
+            continue
+        images, labels = found[x], found[y].reshape(-1)
+        images = images[..., None] if images.ndim == 3 else images
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+            problems.append(
+                f"{x} is {images.dtype}{images.shape}, not uint8 (N, H, W) or (N, H, W, 1 or 3)"
+            )
+        if not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(images):
+            problems.append(f"{y} is {labels.dtype}{labels.shape}, not {len(images)} integers")
+        splits[part] = Split(images, labels.astype(np.int32))
+    if not splits or ("all" not in splits and "train" not in splits):
+        problems.append(f"it has {', '.join(found)}, not images and labels, or x_train and y_train")
+    if problems:
+        raise DataError(f"{path}: {'; '.join(problems)}. Fix: the file")
+    count = 1 + max(int(split.labels.max(initial=0)) for split in splits.values())
+    names = found.get("classes", np.arange(count))
+    return splits, tuple(map(str, names.tolist()))
 
 
 def fake(size: int = 32, num_classes: int = 10, count: int = 1000, channels: int = 3) -> Splits:
@@ -105,7 +174,7 @@ def fake(size: int = 32, num_classes: int = 10, count: int = 1000, channels: int
     wave = np.sin(np.cos(angle)[:, None, None] * x + np.sin(angle)[:, None, None] * y)
     noise = rng.normal(0, 25, (count, size, size, channels))
     images = np.clip(127 + 50 * wave[..., None] + noise, 0, 255).astype(np.uint8)
-    return {"all": (images, labels.astype(np.int32))}
+    return {"all": Split(images, labels.astype(np.int32))}
 
 
 def default_dir(name: str) -> Path:
@@ -114,7 +183,8 @@ def default_dir(name: str) -> Path:
     return Path(cache, "classic_cnns", name)
 
 
-def _free_memory() -> int:
+def free_memory() -> int:
+    """Bytes of memory that nobody uses."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):  # not Linux

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from classic_cnns import rundir
 from classic_cnns.checkpoints import Checkpoints
+from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.errors import ConfigError, DataError, WorkdirError
 from classic_cnns.loading import LoadedRun
 from classic_cnns.models import create_model, resolve_name
@@ -26,17 +28,17 @@ from classic_cnns.weights.convert import Report, detect, from_theirs, key_of, to
 from classic_cnns.weights.files import read_weights, write_safetensors
 
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-_LARGE = {"image_shape": [224, 224, 3], "resize": 256, "crop": 224, "interpolation": "bilinear"}
-_SMALL = {"image_shape": [32, 32, 3], "resize": 32, "crop": 32, "interpolation": "bilinear"}
+_LARGE = {"image_shape": (224, 224, 3), "mode": "crop", "resize": 256}
+_SMALL = {"image_shape": (32, 32, 3)}
 
-# What the pixels of each dialect's published weights went through; mean and std on the scale 0…1.
+# What the pixels of each dialect's published weights went through, see `Preprocess`. Those of Keras
+# take BGR; loading turns their first kernel round, so that ours take RGB, and exporting back.
 PREPROCESSING: dict[str, dict[str, Any]] = {
     "torchvision": _LARGE | _IMAGENET,
     "timm": _LARGE | _IMAGENET,
     "transformers": _LARGE | _IMAGENET,
     "keras": _LARGE
-    | {"resize": 224, "channel_order": "BGR"}
-    | {"mean": [103.939 / 255, 116.779 / 255, 123.68 / 255], "std": [1 / 255] * 3},
+    | {"resize": 224, "mean": [123.68 / 255, 116.779 / 255, 103.939 / 255], "std": [1 / 255] * 3},
     "akamaster": _SMALL | _IMAGENET,
     "kuangliu": _SMALL | {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]},
     "weiaicunzai": _SMALL | {"mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762]},
@@ -90,8 +92,8 @@ def load_weights(
     first = theirs.get(str(key_of(chosen, _first(name), "kernel")))
     if first is not None and first.ndim == 4:
         channels = first.shape[2] if chosen.name == "keras" else first.shape[1]
-        preprocessing["image_shape"] = [*preprocessing["image_shape"][:2], channels]
-    shape = tuple(preprocessing["image_shape"])
+        preprocessing["image_shape"] = (*preprocessing["image_shape"][:2], channels)
+    shape = preprocessing["image_shape"]
     init = jax.jit(network.init) if exclude or partial else None
     if init:
         variables = jax.device_get(dict(init(jax.random.key(0), jnp.zeros((1, *shape)))))
@@ -101,11 +103,14 @@ def load_weights(
     filled, report = from_theirs(
         network, variables, theirs, chosen, exclude=exclude, partial=partial
     )
+    if chosen.name == "keras":
+        _reverse_channels(filled, _first(name))
+    preprocess = Preprocess.from_dict(preprocessing)
     run = LoadedRun(
         model=network,
         variables={"params": filled["params"], "batch_stats": filled.get("batch_stats", {})},
         classes=tuple(classes) or tuple(map(str, range(num_classes))),
-        preprocessing=preprocessing,
+        preprocess=preprocess,
         step=0,
     )
     if len(run.classes) != num_classes:
@@ -134,7 +139,7 @@ def save_bundle(run: LoadedRun, name: str, directory: str | Path, source: str = 
         info = {
             "model": resolve_name(name),
             "classes": list(run.classes),
-            "preprocessing": run.preprocessing,
+            "preprocessing": dataclasses.asdict(run.preprocess),
             "source": source,
             "created": time.strftime("%F %T %z"),
         }
@@ -162,7 +167,16 @@ def export_weights(run: LoadedRun, dialect: str, path: str | Path) -> Path:
     if dialect == "ours":
         arrays = {"/".join(k): np.asarray(v) for k, v in flatten_dict(run.variables).items()}
     else:
-        arrays = to_theirs(run.variables, dialects_lib.dialect(run.model, dialect))
+        variables = run.variables
+        if dialect == "keras":
+            variables = jax.tree.map(
+                lambda a: a, dict(variables)
+            )  # other dictionaries, same arrays
+            _reverse_channels(
+                variables,
+                next(k for k in ("conv_init", "conv1_1", "conv1") if k in variables["params"]),
+            )
+        arrays = to_theirs(variables, dialects_lib.dialect(run.model, dialect))
     if path.suffix == ".npz":
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
@@ -177,6 +191,11 @@ def export_weights(run: LoadedRun, dialect: str, path: str | Path) -> Path:
 def _unfilled(leaf: Any) -> np.ndarray:
     """Memory that is not touched until it is filled."""
     return np.empty(leaf.shape, leaf.dtype)
+
+
+def _reverse_channels(variables: Any, layer: str) -> None:
+    """Swaps RGB and BGR in the kernel that sees the image."""
+    variables["params"][layer]["kernel"] = variables["params"][layer]["kernel"][:, :, ::-1]
 
 
 def _first(name: str) -> str:
