@@ -119,11 +119,11 @@ def test_bad_files_are_remembered(images, tmp_path):
     for _ in range(2):
         _, bad, _ = cache.open_cache(images, PREPROCESS, tmp_path / "c")
         assert bad == {20: "not an image of a supported format"}
-    with pytest.raises(DataError, match=r"1 of 50 files.*\n.*20\.png': not an image"):
-        cache.report_bad(images, bad, 0.1, skip=False)
-    assert "left out" in cache.report_bad(images, bad, 0.1, skip=True)[0]
+    with pytest.raises(DataError, match=r"1 of 50 files.*\n  'x': not an image"):
+        cache.report_bad({"x": bad[20]}, 50, limit=0.1, skip=False)
+    assert "left out" in cache.report_bad({"x": bad[20]}, 50, limit=0.1, skip=True)[0]
     with pytest.raises(DataError, match="max_bad_fraction"):
-        cache.report_bad(images, bad, 0.01, skip=True)
+        cache.report_bad({"x": bad[20]}, 50, limit=0.01, skip=True)
 
 
 @pytest.fixture

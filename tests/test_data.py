@@ -128,7 +128,8 @@ def test_every_damaged_file_is_named(photos):
         create_dataset("folder", dir=str(photos))
     assert "cat/1.png" in str(error.value)
     assert "dog/2.png" in str(error.value)
-    assert "2 of 8 files" in str(error.value)
+    assert "val/dog/0.png" in str(error.value)
+    assert "3 of 12 files" in str(error.value)
 
 
 def test_decoding_of_unusual_modes(tmp_path):

@@ -128,22 +128,35 @@ def create_dataset(
     warnings: list[str] = []
     if found["train"].encoded:
         stay = _stays_encoded(found, size, train_size or size, channels, loader, resident_gb, cache)
-        decode = functools.partial(
-            _decode,
-            directory=_cache_dir(cache),
-            workers=workers,
-            limit=max_bad_fraction,
-            skip=on_bad_image == "skip",
-            progress=progress,
-            warnings=warnings,
-        )
         if not stay:
             stored = dataclasses.replace(
-                preprocess, image_shape=(train_size or size,) * 2 + (channels,)
+                preprocess, image_shape=((train_size or size), (train_size or size), channels)
+            )
+            decode = functools.partial(
+                _decode,
+                directory=_cache_dir(cache),
+                workers=workers,
+                progress=progress,
+                warnings=warnings,
+            )
+            encoded = found
+            decoded = {
+                name: decode(name, split.images, stored if name == "train" else preprocess)
+                for name, split in encoded.items()
+            }
+            warnings += cache_lib.report_bad(
+                {
+                    encoded[n].images.names[i]: why
+                    for n, (_, b) in decoded.items()
+                    for i, why in b.items()
+                },
+                sum(map(len, encoded.values())),
+                limit=max_bad_fraction,
+                skip=on_bad_image == "skip",
             )
             found = {
-                name: decode(name, split, stored if name == "train" else preprocess)
-                for name, split in found.items()
+                name: Split(pixels, encoded[name].labels).without(list(bad))
+                for name, (pixels, bad) in decoded.items()
             }
         how = "decoded while training" if stay else "kept decoded"
         note += f"; {how}, {resize}"
@@ -261,30 +274,21 @@ def _cache_dir(cache: str) -> Path | None:
 
 def _decode(
     name: str,
-    split: Split,
+    images: Encoded,
     preprocess: Preprocess,
     *,
     directory: Path | None,
     workers: int,
-    limit: float,
-    skip: bool,
     progress: Callable[[str, int], Callable[[int], None]] | None,
     warnings: list[str],
-) -> Split:
-    """A split with its images decoded, without those that cannot be."""
-    advance = progress(f"decoding {name}", len(split)) if progress else None
-    images: Encoded = split.images
-    pixels = None
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Decoded images, through the cache if there is one, and reasons for those that cannot be."""
+    advance = progress(f"decoding {name}", len(images)) if progress else None
     if directory is not None:
         try:
-            pixels, bad, _ = cache_lib.open_cache(
+            return cache_lib.open_cache(
                 images, preprocess, directory, workers=workers, progress=advance
-            )
+            )[:2]
         except OSError as error:
             warnings.append(f"no cache in {directory}: {error.strerror or error}; going on without")
-    if pixels is None:
-        pixels, bad = cache_lib.decode_all(images, preprocess, workers=workers, progress=advance)
-    warnings += cache_lib.report_bad(images, bad, limit, skip)
-    if not bad:
-        return Split(pixels, split.labels)
-    return Split(pixels, split.labels).subset(np.setdiff1d(np.arange(len(split)), list(bad)))
+    return cache_lib.decode_all(images, preprocess, workers=workers, progress=advance)

@@ -215,12 +215,13 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def report_bad(images: Encoded, bad: dict[int, str], limit: float, skip: bool) -> tuple[str, ...]:
+def report_bad(bad: dict[str, str], total: int, *, limit: float, skip: bool) -> tuple[str, ...]:
     """What to say about files that could not be decoded.
 
     Args:
-        images, bad: see `decode_all`.
-        limit: share of the files up to which they may be skipped.
+        bad: reasons by name.
+        total: number of files.
+        limit: share of them up to which they may be skipped.
         skip: whether they may be skipped at all.
 
     Returns:
@@ -231,12 +232,12 @@ def report_bad(images: Encoded, bad: dict[int, str], limit: float, skip: bool) -
     """
     if not bad:
         return ()
-    lines = [f"{images.names[i]!r}: {reason}" for i, reason in bad.items()]
+    lines = [f"{name!r}: {reason}" for name, reason in bad.items()]
     shown = "\n  ".join(lines[:20])
     more = f"\n  and {len(lines) - 20} more" if len(lines) > 20 else ""
-    text = f"{len(bad)} of {len(images)} files cannot be decoded:\n  {shown}{more}"
+    text = f"{len(bad)} of {total} files cannot be decoded:\n  {shown}{more}"
     if not skip:
         raise DataError(f"{text}\nFix: replace or remove them, or --config.data.on_bad_image=skip")
-    if len(bad) > limit * len(images):
+    if len(bad) > limit * total:
         raise DataError(f"{text}\nFix: replace them, or a larger data.max_bad_fraction ({limit:g})")
     return (f"{text}\nThey are left out.",)

@@ -61,6 +61,11 @@ class Split:
         """Some of them, in the order asked for."""
         return Split(self.images[indices], self.labels[indices])
 
+    def without(self, indices: list[int]) -> Split:
+        """All but some of them."""
+        rest = np.setdiff1d(np.arange(len(self)), indices)
+        return self.subset(rest) if indices else self
+
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
