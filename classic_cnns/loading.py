@@ -48,7 +48,8 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
     info = rundir.read_json(workdir / "run.json")
     config = ConfigDict(rundir.read_json(workdir / "config.json"))
     height, width, channels = info["preprocessing"]["image_shape"]
-    model = config_lib.model_from(config, len(info["classes"]), (height, width, channels))
+    fields = info.get("model_fields", {})
+    model = config_lib.model_from(config, len(info["classes"]), (height, width, channels), **fields)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:

@@ -27,6 +27,7 @@ from classic_cnns.metrics import EpochSums
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
 from classic_cnns.steps import Progress, train_on_resident, train_step
 from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
+from classic_cnns.weights.finetune import adopt, find_start
 
 
 def train_and_evaluate(
@@ -51,7 +52,10 @@ def train_and_evaluate(
     # ---- data, model, optimiser: everything that can be wrong with them is found before the first
     # write
     dataset = config_lib.dataset_from(config)
-    model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape)
+    source, options = config.model.pretrained, dict(config.model.options)
+    start = find_start(source, config.model.name, options, workdir)
+    dataset = start.normalize_as_before(dataset)
+    model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape, **start.fields)
     augment = config_lib.augment_from(config)
     mesh = create_mesh()
     check_batch_size(config.batch_size, mesh)
@@ -61,6 +65,7 @@ def train_and_evaluate(
         "state": abstract_train_state(model, tx, dataset.image_shape),
         "progress": jax.eval_shape(Progress.empty),
     }
+    given, report = adopt(start, abstract["state"])
 
     # ---- the run directory
     if workdir is None:
@@ -73,6 +78,7 @@ def train_and_evaluate(
         if new_run:
             info = rundir.describe_run(sys.argv) | {
                 "model": config.model.name,
+                "model_fields": start.fields,
                 "classes": list(dataset.classes),
                 "data_fingerprint": dataset.fingerprint,
                 "preprocessing": {
@@ -90,7 +96,9 @@ def train_and_evaluate(
         if restored is None:
             step, epoch_sums = 0, EpochSums()
             best: dict[str, Any] = {"step": 0, "eval_accuracy": -1.0}
-            state = create_train_state(model, tx, dataset.image_shape, seed=config.seed, mesh=mesh)
+            state = create_train_state(
+                model, tx, dataset.image_shape, seed=config.seed, mesh=mesh, given=given
+            )
             progress = replicate(Progress.empty(), mesh)
         else:
             step, tree, notes = restored
@@ -122,8 +130,10 @@ def train_and_evaluate(
 
         # ---- loop
         display = Display(spans.total)
-        for line in describe(config, dataset, model, state, mesh, spans, workdir, step):
+        lines = describe(config, dataset, model, state, mesh, spans, workdir, step)
+        for line in [*lines, *start.describe(report)]:
             display.print(line)
+        del start, given  # as large as the network
         files = stack.enter_context(MetricFiles(workdir, step, workdir.name))
         stack.enter_context(display)
         display.start(step)
