@@ -119,9 +119,11 @@ def augment_from(config: ConfigDict) -> Augment:
 
 
 def model_from(
-    config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int]
+    config: ConfigDict, num_classes: int, image_shape: tuple[int, int, int], **decided: Any
 ) -> nn.Module:
     """The network of `config.model`, which must fit the images.
+
+    `decided` are fields that its weights decide; those of the config come first.
 
     Raises:
         ConfigError: unknown name or option, or images below the network's minimum.
@@ -134,9 +136,8 @@ def model_from(
     name = config.model.dtype
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    model = create_model(
-        config.model.name, num_classes=num_classes, dtype=DTYPES[name], **config.model.options
-    )
+    options = {**decided, **config.model.options}
+    model = create_model(config.model.name, num_classes=num_classes, dtype=DTYPES[name], **options)
     smallest, side = model.min_size(), min(image_shape[:2])  # type: ignore[attr-defined]
     if side < smallest:
         small_stem = (

@@ -50,7 +50,8 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
     info = rundir.read_json(workdir / "run.json")
     config = ConfigDict(rundir.read_json(workdir / "config.json"))
     preprocess = Preprocess.from_dict(info["preprocessing"])
-    model = config_lib.model_from(config, len(info["classes"]), preprocess.image_shape)
+    fields = info.get("model_fields", {})
+    model = config_lib.model_from(config, len(info["classes"]), preprocess.image_shape, **fields)
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:

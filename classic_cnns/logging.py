@@ -219,7 +219,7 @@ def advice(record: Record, loaders: dict[str, Any]) -> list[str]:
     """What a person should know after an epoch: slow input, images that were skipped."""
     lines = []
     wait = record.get("input_wait", 0.0)
-    if wait > 0.05:
+    if wait > 0.05 and not loaders["train"].data:
         lines.append(
             f"WARNING {wait:.0%} of the time went to waiting for images. Fix: "
             "--config.data.cache=default decodes each once, data.loader=resident keeps them all"

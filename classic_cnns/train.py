@@ -27,6 +27,7 @@ from classic_cnns.metrics import EpochSums
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
 from classic_cnns.steps import Progress, train_on, train_step
 from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
+from classic_cnns.weights.finetune import adopt, find_start
 
 
 def train_and_evaluate(
@@ -51,8 +52,11 @@ def train_and_evaluate(
     # ---- data, model, optimiser: everything that can be wrong with them is found before the first
     # write
     dataset = config_lib.dataset_from(config, progress=decoding_bar)
+    source, options = config.model.pretrained, dict(config.model.options)
+    start = find_start(source, config.model.name, options, workdir)
+    dataset = start.normalize_as_before(dataset)
     mean, std = dataset.preprocess.mean, dataset.preprocess.std
-    model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape)
+    model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape, **start.fields)
     augment = config_lib.augment_from(config)
     mesh = create_mesh()
     check_batch_size(config.batch_size, mesh)
@@ -62,6 +66,7 @@ def train_and_evaluate(
         "state": abstract_train_state(model, tx, dataset.image_shape),
         "progress": jax.eval_shape(Progress.empty),
     }
+    given, report = adopt(start, abstract["state"])
 
     # ---- the run directory
     if workdir is None:
@@ -74,6 +79,7 @@ def train_and_evaluate(
         if new_run:
             info = rundir.describe_run(sys.argv) | {
                 "model": config.model.name,
+                "model_fields": start.fields,
                 "classes": list(dataset.classes),
                 "data_fingerprint": dataset.fingerprint,
                 "preprocessing": dataclasses.asdict(dataset.preprocess),
@@ -86,7 +92,9 @@ def train_and_evaluate(
         if restored is None:
             step, epoch_sums = 0, EpochSums()
             best: dict[str, Any] = {"step": 0, "eval_accuracy": -1.0}
-            state = create_train_state(model, tx, dataset.image_shape, seed=config.seed, mesh=mesh)
+            state = create_train_state(
+                model, tx, dataset.image_shape, seed=config.seed, mesh=mesh, given=given
+            )
             progress = replicate(Progress.empty(), mesh)
         else:
             step, tree, notes = restored
@@ -114,10 +122,12 @@ def train_and_evaluate(
 
         # ---- loop
         display = Display(spans.total)
-        for line in describe(config, dataset, model, state, mesh, spans, workdir, step):
+        lines = describe(config, dataset, model, state, mesh, spans, workdir, step)
+        for line in [*lines, *start.describe(report)]:
             display.print(line)
         for text in dataset.warnings:
             display.print(f"WARNING {text}")
+        del start, given  # as large as the network
         files = stack.enter_context(MetricFiles(workdir, step, workdir.name))
         stack.enter_context(display)
         display.start(step)
@@ -196,7 +206,7 @@ def train_and_evaluate(
             }
             if "test" in loaders:
                 values = evaluate(best_state, loaders["test"])
-                summary |= {f"test_{name}": value for name, value in values.items()}
+                summary |= {f"test_{k}": v for k, v in values.items() if k != "recall"}
             summary |= {"seconds": round(time.monotonic() - started, 1), "workdir": str(workdir)}
             if config.weights_txt:
                 rundir.write_weights(workdir / "weights.txt", best_state.variables)

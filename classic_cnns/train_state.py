@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax
@@ -9,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from classic_cnns.sharding import replicated
@@ -36,6 +38,7 @@ def create_train_state(
     *,
     seed: int,
     mesh: Mesh,
+    given: dict[tuple[str, ...], Any] | None = None,
 ) -> TrainState:
     """Fresh parameters, made on the devices in one compiled call.
 
@@ -45,23 +48,31 @@ def create_train_state(
         image_shape: (height, width, channels).
         seed: of the initialisation.
         mesh: where the state is replicated.
+        given: arrays that take the place of fresh ones, by path, for example
+            ("params", "conv1", "kernel").
     """
-    init = jax.jit(lambda: _init(model, tx, image_shape, seed), out_shardings=replicated(mesh))
-    return init()
+    init = functools.partial(_init, model, tx, image_shape, seed)
+    return jax.jit(init, out_shardings=replicated(mesh))(given or {})
 
 
 def abstract_train_state(
     model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, int, int]
 ) -> TrainState:
     """The same tree with shapes and dtypes in place of arrays; nothing is computed."""
-    return jax.eval_shape(lambda: _init(model, tx, image_shape, 0))
+    return jax.eval_shape(lambda: _init(model, tx, image_shape, 0, {}))
 
 
 def _init(
-    model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, int, int], seed: int
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    given: dict[tuple[str, ...], Any],
 ) -> TrainState:
     keys = dict(zip(("params", "dropout"), jax.random.split(jax.random.key(seed)), strict=True))
-    variables = model.init(keys, jnp.zeros((1, *image_shape), jnp.float32))
+    variables = dict(model.init(keys, jnp.zeros((1, *image_shape), jnp.float32)))
+    if given:
+        variables = unflatten_dict({**flatten_dict(variables), **given})
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

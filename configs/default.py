@@ -40,6 +40,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.model.dtype = "auto"
     # Further arguments of the network, for example stem="cifar"; see its class.
     config.model.options = ConfigDict()
+    # Weights to start from: "torchvision:IMAGENET1K_V1", a weight file, or a run directory; the
+    # classifier starts fresh where the number of classes differs. "" = everything starts fresh.
+    config.model.pretrained = ""
 
     config.data = ConfigDict()
     # digits, cifar10, cifar100, mnist, fashion_mnist, folder, images_set, csv, npz, tfds:NAME or

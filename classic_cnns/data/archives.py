@@ -12,19 +12,14 @@ import dataclasses
 import gzip
 import hashlib
 import os
-import sys
 import tarfile
-import tempfile
-import time
-import urllib.request
 import zlib
 from pathlib import Path
 
 import numpy as np
 
+from classic_cnns.data.download import Download, fetch
 from classic_cnns.errors import DataError
-
-TIMEOUT_S = 10  # for the connection and for every read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,19 +31,6 @@ class Member:
     name: str
     size: int
     sha256: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Download:
-    """One file on the network and its SHA-256."""
-
-    url: str
-    sha256: str
-
-    @property
-    def filename(self) -> str:
-        """The last part of the address."""
-        return self.url.rsplit("/", 1)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,65 +173,6 @@ def _find(member: Member, folder: str, directory: Path) -> Path | None:
             if path.is_file():
                 return path
     return None
-
-
-def fetch(name: str, download: Download, directory: Path) -> Path:
-    """Path of a verified download, from the directory if it is there, else from the network.
-
-    The file is written beside its final name and renamed once its SHA-256 agrees, so that an
-    interrupted download leaves nothing under the final name.
-
-    Raises:
-        DataError: no network, or wrong content; says what to put where by hand.
-    """
-    path = directory / download.filename
-    by_hand = f"get {download.url} (SHA-256 {download.sha256}) and put it in {directory}"
-    if path.is_file():
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() == download.sha256:
-                return path
-        raise DataError(f"{name}: {path}: SHA-256 differs from the original's. Fix: delete it")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{download.filename}.", dir=directory)
-    except OSError as error:
-        raise DataError(
-            f"{name}: cannot write to {directory}: {error.strerror}. Fix: set data.dir"
-        ) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
-            digest = _copy(download, file)
-        if digest != download.sha256:
-            raise DataError(
-                f"{name}: {download.url} sent other content (SHA-256 {digest}). Fix: {by_hand}"
-            )
-        os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{name}: not in {directory} and not to be had: {error}. Fix: {by_hand}"
-        ) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return path
-
-
-def _copy(download: Download, file) -> str:  # type: ignore[no-untyped-def]
-    digest, done, shown = hashlib.sha256(), 0, time.monotonic()
-    with urllib.request.urlopen(download.url, timeout=TIMEOUT_S) as response:
-        total = int(response.headers.get("Content-Length") or 0)
-        while block := response.read(1 << 20):
-            file.write(block)
-            digest.update(block)
-            done += len(block)
-            if time.monotonic() - shown > 1:
-                shown = time.monotonic()
-                of = f" of {total / 1e6:.0f}" if total else ""
-                print(f"downloading {download.filename}: {done / 1e6:.0f}{of} MB", file=sys.stderr)
-    if total and done != total:
-        raise OSError(f"connection ended after {done:,} of {total:,} bytes")
-    return digest.hexdigest()
 
 
 def _extract(name: str, path: Path, archive: Archive, directory: Path) -> None:

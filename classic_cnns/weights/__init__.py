@@ -26,6 +26,7 @@ from classic_cnns.models.resnet import ResNet
 from classic_cnns.weights import dialects as dialects_lib
 from classic_cnns.weights.convert import Report, detect, from_theirs, key_of, to_theirs
 from classic_cnns.weights.files import read_weights, write_safetensors
+from classic_cnns.weights.pretrained import V2, fetch_pretrained, is_tag
 
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 _LARGE = {"image_shape": (224, 224, 3), "mode": "crop", "resize": 256}
@@ -60,7 +61,8 @@ def load_weights(
     """Reads another library's weights into one of our networks.
 
     Args:
-        path: of the file, see `read_weights`.
+        path: of the file, see `read_weights`, or "torchvision:IMAGENET1K_V1" or "…_V2" for
+            published weights, see `fetch_pretrained`.
         model: name of the network.
         dialect: whose names the file has; "" finds out.
         num_classes: of our network; 0 = as many as the file's classifier has.
@@ -74,10 +76,12 @@ def load_weights(
         The network with its variables and preprocessing, and the report.
 
     Raises:
-        ConfigError, DataError: see `create_model`, `read_weights`, `from_theirs`.
+        ConfigError, DataError: see `create_model`, `fetch_pretrained`, `read_weights`,
+            `from_theirs`.
     """
     name = resolve_name(model)
-    theirs = read_weights(path)
+    tag = str(path) if is_tag(path) else ""
+    theirs = read_weights(fetch_pretrained(name, tag) if tag else path)
     blank = create_model(name, num_classes or 10, **fields)
     chosen = dialects_lib.dialect(blank, dialect) if dialect else detect(blank, set(theirs))
     fields = {**_fields(blank, chosen, theirs), **fields}
@@ -89,7 +93,9 @@ def load_weights(
     preprocessing = dict(PREPROCESSING[chosen.name])
     if isinstance(blank, GoogLeNet):
         preprocessing |= {"mean": [0.5] * 3, "std": [0.5] * 3}
-    first = theirs.get(str(key_of(chosen, _first(name), "kernel")))
+    if tag == V2:
+        preprocessing["resize"] = 232
+    first = theirs.get(str(key_of(chosen, first_layer(name), "kernel")))
     if first is not None and first.ndim == 4:
         channels = first.shape[2] if chosen.name == "keras" else first.shape[1]
         preprocessing["image_shape"] = (*preprocessing["image_shape"][:2], channels)
@@ -104,7 +110,7 @@ def load_weights(
         network, variables, theirs, chosen, exclude=exclude, partial=partial
     )
     if chosen.name == "keras":
-        _reverse_channels(filled, _first(name))
+        _reverse_channels(filled, first_layer(name))
     preprocess = Preprocess.from_dict(preprocessing)
     run = LoadedRun(
         model=network,
@@ -198,7 +204,8 @@ def _reverse_channels(variables: Any, layer: str) -> None:
     variables["params"][layer]["kernel"] = variables["params"][layer]["kernel"][:, :, ::-1]
 
 
-def _first(name: str) -> str:
+def first_layer(name: str) -> str:
+    """The layer that sees the images."""
     return "conv_init" if "resnet" in name else "conv1_1" if "vgg" in name else "conv1"
 
 
