@@ -19,19 +19,24 @@ from classic_cnns.train_state import TrainState
 
 def create_evaluate(
     model: nn.Module, *, mean: Sequence[float], std: Sequence[float]
-) -> Callable[[TrainState, ResidentLoader], dict[str, float]]:
-    """A function of (state, loader) that evaluates a whole split; compiled once per shape.
+) -> Callable[..., dict[str, float] | None]:
+    """A function of (state, loader, stop=None) that evaluates a whole split; compiled once per
+    shape.
 
     It returns {"loss", "accuracy", "accuracy_top5"}; every image counts once, whatever the batch
-    size.
+    size. `stop`, a function, is called before each batch; when it is true, the result is None.
     """
     step = functools.partial(eval_step, model=model, mean=mean, std=std)
     add = jax.jit(functools.partial(eval_on_resident, step=step))
     empty = jax.jit(EvalMetrics.empty)
 
-    def evaluate(state: TrainState, loader: ResidentLoader) -> dict[str, float]:
+    def evaluate(
+        state: TrainState, loader: ResidentLoader, stop: Callable[[], bool] | None = None
+    ) -> dict[str, float] | None:
         sums = empty()
         for index, mask in loader.eval_indices():
+            if stop and stop():
+                return None
             sums = add(state, sums, loader.data, index, mask)
         sums = jax.device_get(sums)
         assert int(sums.accuracy.count) == loader.size, "an image was lost or counted twice"
@@ -62,4 +67,6 @@ def evaluate_run(run: LoadedRun, loader: ResidentLoader, num_classes: int) -> di
         batch_stats=run.variables["batch_stats"],
         opt_state=(),
     )
-    return create_evaluate(run.model, mean=mean, std=std)(state, loader)
+    values = create_evaluate(run.model, mean=mean, std=std)(state, loader)
+    assert values is not None
+    return values

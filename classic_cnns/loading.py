@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from classic_cnns import config as config_lib
 from classic_cnns import rundir
-from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.errors import WorkdirError
+from classic_cnns.saved import SavedCheckpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +49,14 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
     config = ConfigDict(rundir.read_json(workdir / "config.json"))
     height, width, channels = info["preprocessing"]["image_shape"]
     model = config_lib.model_from(config, len(info["classes"]), (height, width, channels))
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise WorkdirError(f"{workdir} has no finished checkpoint. Fix: train for an epoch")
-        step = steps[-1]
-        if which == "best":
-            step = checkpoints.manifest(step)["notes"]["best"]["step"] or step
-        state = checkpoints.read(step)["state"]
+    checkpoints = SavedCheckpoints(workdir / "checkpoints")
+    steps = checkpoints.steps()
+    if not steps:
+        raise WorkdirError(f"{workdir} has no finished checkpoint. Fix: train for an epoch")
+    step = steps[-1]
+    if which == "best":
+        step = checkpoints.manifest(step)["notes"]["best"]["step"] or step
+    state = checkpoints.read(step)["state"]
     return LoadedRun(
         model=model,
         variables={"params": state["params"], "batch_stats": state.get("batch_stats") or {}},
