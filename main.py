@@ -12,11 +12,7 @@ from absl import app, flags
 
 from classic_cnns import commandline
 
-flags.DEFINE_string(
-    "workdir", None, "Directory of the run; a run in it is continued. Default: a new one in runs/."
-)
-flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-commandline.define_config()
+commandline.define_flags()
 
 
 def main(argv: list[str]) -> None:

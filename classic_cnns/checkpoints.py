@@ -2,8 +2,9 @@
 
     checkpoints/700/            one step, finished: renamed into place after everything below was
         written state/                  orbax
-        MANIFEST.json           step, metrics, caller's notes, shapes, and the SHA-256 of every file
+        MANIFEST.json           step, notes, shapes, the run, and the SHA-256 of every file
     checkpoints/.tmp-800/       being written, or left by a kill: removed at the next start
+    checkpoints/.old-600/       being deleted, likewise
     checkpoints/rejected/       steps whose files do not match their manifest: kept, never used
 
 orbax alone restores flipped bits without a word, counts any numeric directory as a step and deletes
@@ -13,36 +14,56 @@ in place; hence the manifest, the renames and the order of deletion.
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
-import json
+import errno
 import os
 import shutil
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from classic_cnns.errors import WorkdirError
+from classic_cnns import manifest as manifest_lib
+from classic_cnns.errors import ClassicCNNsWarning, NonFiniteError, Stopped, WorkdirError
+from classic_cnns.manifest import MANIFEST
+from classic_cnns.saved import SavedCheckpoints
+from classic_cnns.snapshot import Snapshot, check_finite
 
-MANIFEST = "MANIFEST.json"
+SECONDS_AFTER_ERROR = 8.0  # that a save may still take when the training has failed
 
 
-class Checkpoints:
+class Checkpoints(SavedCheckpoints):
     """The checkpoints of one run: the newest two, and those the caller wants to keep.
 
     Args:
         directory: made when missing; left-overs of a killed save or deletion are removed.
-        read_only: leave everything as it is.
+        run: facts about the run that go into every manifest.
+        on_saved: called in the background after each save.
+
+    Attributes:
+        missed: the last step that was to be saved, where there was no room for it.
+        seconds: that the last save took.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
-        self.directory = Path(os.path.abspath(directory))
-        if not read_only:
-            self._tidy()
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        run: dict[str, Any] | None = None,
+        on_saved: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(directory)
+        self.run, self.on_saved = run or {}, on_saved
+        self.missed: int | None = None
+        self.seconds = 0.0
+        self._tidy()
         self._pool = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
+        self._step = -1
+        self._snapshot = Snapshot()
 
     def _tidy(self) -> None:
         try:
@@ -55,211 +76,189 @@ class Checkpoints:
                 f"{self.directory}: {error.strerror}. Fix: another --workdir"
             ) from error
 
-    def steps(self) -> list[int]:
-        """Finished steps, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(
-            int(e.name)
-            for e in self.directory.iterdir()
-            if e.name.isdigit() and (e / MANIFEST).is_file()
-        )
+    def prepare(self, tree: Any) -> None:
+        """Takes the memory for copies of a tree like this, which is slow the first time; warns of
+        a disk without room for two.
+        """
+        self._snapshot.take(tree)
+        needed = 2 * sum(a.nbytes for a in jax.tree.leaves(tree))
+        self.seconds = needed / 1e8
+        free = self._free()
+        if free < needed:
+            warnings.warn(
+                f"{self.directory}: {megabytes(free)} free, two checkpoints need about "
+                f"{megabytes(needed)}. Fix: free space, or another --workdir",
+                ClassicCNNsWarning,
+                stacklevel=2,
+            )
 
-    def save(self, step: int, tree: Any, notes: dict[str, Any], keep: set[int]) -> None:
-        """Copies the tree to the host, then writes it in the background.
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        notes: dict[str, Any],
+        keep: set[int],
+        seconds: dict[str, float] | None = None,
+    ) -> None:
+        """Copies the tree on its device, then writes it in the background.
+
+        Where the disk is too full, that is a warning, and `missed` is the step.
 
         Args:
-            step: number of the checkpoint; saving one that exists does nothing.
+            step: number of the checkpoint; of one that exists, only the notes are replaced.
             tree: of arrays.
             notes: kept in the manifest (JSON).
             keep: steps to leave beside this one and the one before it; all others are deleted
                 once this one is finished.
+            seconds: how the run's time was spent until now; kept beside the notes.
 
         Raises:
             WorkdirError: the save before this one failed.
+            NonFiniteError: the tree of the save before this one was not finite.
         """
         self.wait()
-        if step in self.steps():
+        self._step = step
+        if (self._path(step) / MANIFEST).exists():
+            self._pending = self._pool.submit(self._annotate, step, notes)
+            return
+        needed = sum(a.nbytes for a in jax.tree.leaves(tree))
+        free = self._free()
+        if free < needed:
+            self._miss(f"needs about {megabytes(needed)}, {megabytes(free)} free")
             return
         keep = {*keep, step, *self.steps()[-1:]}
-        # A copy of what is on a device, since the caller donates it; host arrays are left alone.
-        host = jax.tree.map(lambda a: a if isinstance(a, np.ndarray) else np.array(a), tree)
-        self._pending = self._pool.submit(self._write, step, host, notes, keep)
+        saved = {"at": time.time(), "seconds": seconds or {}}
+        tree = self._snapshot.take(tree)
+        self._pending = self._pool.submit(self._write, step, tree, notes, keep, saved)
 
-    def wait(self) -> None:
+    def poll(self) -> None:
+        """Raises what went wrong in the background, if anything did; never waits."""
+        if self._pending and self._pending.done():
+            self.wait()
+
+    def wait(self, timeout: float | None = None) -> None:
         """Returns when everything is on disk, or raises what went wrong."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         try:
-            pending.result()
+            pending.result(timeout)
+        except NonFiniteError:
+            raise
         except Exception as error:
+            if not self.directory.is_dir():
+                raise WorkdirError(
+                    f"{self.directory} is gone: was it removed during the training? Fix: start "
+                    "again with another --workdir"
+                ) from error
+            if not _is_full(error):
+                raise WorkdirError(
+                    f"checkpoint {self._step} could not be written to {self.directory}: "
+                    f"{' '.join(str(error).split())[:300] or type(error).__name__}. "
+                    "Fix: the disk, or another --workdir"
+                ) from error
+            self._miss(f"no space left, {megabytes(self._free())} free")
+        else:
+            self.missed = None
+
+    def _free(self) -> int:
+        try:
+            return shutil.disk_usage(self.directory).free
+        except OSError as error:
             raise WorkdirError(
-                f"a checkpoint could not be written to {self.directory}: {error}. "
-                "Fix: make room, or another --workdir"
+                f"{self.directory}: {error.strerror}; was it removed during the training? Fix: "
+                "start again with another --workdir"
             ) from error
+
+    def _miss(self, why: str) -> None:
+        self.missed = self._step
+        warnings.warn(
+            f"checkpoint {self._step} not saved: {self.directory}: {why}. Fix: free space; the "
+            "next checkpoint is tried again",
+            ClassicCNNsWarning,
+            stacklevel=3,
+        )
+
+    def finish(self) -> None:
+        """Waits, and raises WorkdirError where the last checkpoint asked for is missing."""
+        self.wait()
+        if self.missed is not None:
+            raise WorkdirError(
+                f"checkpoint {self.missed}, the last one, is not saved: no space left in "
+                f"{self.directory}. Fix: free space; the same command continues from the "
+                "checkpoint before it"
+            )
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        failed = kind is not None and not issubclass(kind, Stopped)
         try:
-            self.wait()
+            self.wait(SECONDS_AFTER_ERROR if failed else None)
+        except (WorkdirError, NonFiniteError):
+            if not failed:  # else what failed first is the message
+                raise
         finally:
-            self._pool.shutdown()
+            self._pool.shutdown(wait=not failed, cancel_futures=True)
 
-    def manifest(self, step: int) -> dict[str, Any]:
-        """The manifest of a finished step."""
-        return json.loads((self.directory / str(step) / MANIFEST).read_text())
-
-    def restore_newest(self, abstract: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest step whose files are all as they were written.
-
-        Args:
-            abstract: tree of the saved structure with `jax.ShapeDtypeStruct` leaves.
-
-        Returns:
-            (step, tree of host arrays, notes), or None when nothing has been saved yet.
-
-        Raises:
-            WorkdirError: there are checkpoints but none is usable, or the newest is of another
-                model.
-        """
-        candidates = sorted(
-            (int(e.name) for e in self.directory.iterdir() if e.name.isdigit()), reverse=True
-        )
-        for step in candidates:
-            reason = self.damage(step)
-            if reason is None:
-                return step, *self.restore(step, abstract)
-            warnings.warn(f"checkpoint {step} rejected: {reason}", stacklevel=2)
-            rejected = self.directory / "rejected"
-            rejected.mkdir(exist_ok=True)
-            target = rejected / str(step)
-            if target.exists():
-                shutil.rmtree(target)
-            os.replace(self.directory / str(step), target)
-        if candidates:
-            raise WorkdirError(
-                f"no usable checkpoint in {self.directory} ({len(candidates)} rejected, see "
-                "rejected/). "
-                "Fix: restore one, or start over in a new --workdir"
-            )
-        return None
-
-    def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        """Host arrays and notes of one step.
-
-        Raises:
-            WorkdirError: its files are not as they were written, or of another model.
-        """
+    def _write(
+        self, step: int, tree: Any, notes: dict[str, Any], keep: set[int], saved: dict[str, Any]
+    ) -> None:
         from orbax.checkpoint import v1 as ocp
 
-        self._check(step)
-        manifest = self.manifest(step)
-        wanted = _shapes(abstract)
-        differences = [
-            f"{name}: {manifest['shapes'].get(name, 'nothing')} saved, "
-            f"{wanted.get(name, 'nothing')} expected"
-            for name in sorted(set(wanted) | set(manifest["shapes"]))
-            if manifest["shapes"].get(name) != wanted.get(name)
-        ]
-        if differences:
-            shown = "; ".join(differences[:20])
-            raise WorkdirError(
-                f"checkpoint {step} in {self.directory} is of another model ({len(differences)} "
-                "differences: "
-                f"{shown}). Fix: the model and optimiser it was made with, or another --workdir"
-            )
-        like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), abstract)
-        return ocp.load(self.directory / str(step) / "state", like), manifest["notes"]
-
-    def read(self, step: int) -> dict[str, Any]:
-        """Everything in one step as nested dictionaries of arrays, whatever it was saved from.
-
-        Raises:
-            WorkdirError: its files are not as they were written.
-        """
-        from orbax.checkpoint import v1 as ocp
-
-        self._check(step)
-        return ocp.load(self.directory / str(step) / "state")
-
-    def _check(self, step: int) -> None:
-        reason = self.damage(step)
-        if reason:
-            raise WorkdirError(f"checkpoint {step} in {self.directory}: {reason}. Fix: train again")
-
-    def damage(self, step: int) -> str | None:
-        """What is wrong with a step's files, or None: compares every byte with the manifest."""
-        folder = self.directory / str(step)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            expected: dict[str, str] = manifest["files"]
-            if manifest["step"] != step:
-                return f"{MANIFEST} is of step {manifest['step']}"
-        except FileNotFoundError:
-            return f"incomplete (no {MANIFEST})"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            return f"{MANIFEST}: {error}"
-        actual = _files(folder)
-        for name in sorted(set(expected) | set(actual)):
-            if name not in actual:
-                return f"{name}: missing"
-            if name not in expected:
-                return f"{name}: not in {MANIFEST}"
-            if _sha256(folder / name) != expected[name]:
-                return f"{name}: SHA-256 differs"
-        return None
-
-    def _write(self, step: int, tree: Any, notes: dict[str, Any], keep: set[int]) -> None:
-        from orbax.checkpoint import v1 as ocp
-
+        start = time.monotonic()
+        tree = jax.tree.map(np.asarray, tree)
+        check_finite(tree)
         temporary = self.directory / f".tmp-{step}"
         try:
             temporary.mkdir()
             ocp.save(temporary / "state", tree)
-            files = {name: _sha256(temporary / name) for name in _files(temporary)}
-            manifest = {"step": step, "notes": notes, "shapes": _shapes(tree), "files": files}
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            for name in _files(temporary) | {MANIFEST}:
-                _sync(temporary / name)
-            _sync(temporary)
-            os.replace(temporary, self.directory / str(step))
-            _sync(self.directory)
+            names = sorted(manifest_lib.list_files(temporary))
+            manifest = {
+                "format": manifest_lib.FORMAT,
+                "step": step,
+                "notes": notes,
+                "run": self.run,
+                "saved": saved,
+                "shapes": manifest_lib.shapes(tree),
+                "files": {name: manifest_lib.sha256(temporary / name) for name in names},
+            }
+            (temporary / MANIFEST).write_bytes(manifest_lib.render(manifest))
+            manifest_lib.sync_tree(temporary)
+            os.replace(temporary, self._path(step))
+            manifest_lib.sync(self.directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         for old in set(self.steps()) - keep:
             doomed = self.directory / f".old-{old}"
-            os.replace(self.directory / str(old), doomed)
-            shutil.rmtree(doomed)
+            os.replace(self._path(old), doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+        self.seconds = time.monotonic() - start
+        if self.on_saved:
+            self.on_saved()
+
+    def _annotate(self, step: int, notes: dict[str, Any]) -> None:
+        """Replaces the notes of a finished step, in one step."""
+        temporary = self.directory / f".tmp-{step}"  # outside, where the next start removes it
+        try:
+            temporary.mkdir()
+            new = temporary / MANIFEST
+            new.write_bytes(manifest_lib.render(self.manifest(step) | {"notes": notes}))
+            manifest_lib.sync(new)
+            os.replace(new, self._path(step) / MANIFEST)
+            manifest_lib.sync(self._path(step))
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if self.on_saved:
+            self.on_saved()
 
 
-def _files(folder: Path) -> set[str]:
-    return {
-        str(path.relative_to(folder))
-        for path in folder.rglob("*")
-        if not path.is_dir() and path.relative_to(folder) != Path(MANIFEST)
-    }
+def _is_full(error: Exception) -> bool:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return full or "No space left" in str(error) or "RESOURCE_EXHAUSTED" in str(error)
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _shapes(tree: Any) -> dict[str, str]:
-    """Name of every leaf → "float32(3, 3, 64, 64)"."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {
-        jax.tree_util.keystr(p, simple=True, separator="/"): f"{a.dtype}{a.shape}"
-        for p, a in leaves
-    }
+def megabytes(count: int) -> str:
+    """For people."""
+    return f"{count / 1e6:,.0f} MB"

@@ -2,15 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
+import threading
+import time
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import config_flags
 
-from classic_cnns.errors import ClassicCNNsError, ConfigError, nearest
+from classic_cnns.errors import (
+    ClassicCNNsError,
+    ClassicCNNsWarning,
+    ConfigError,
+    Stopped,
+    nearest,
+    printable,
+)
+
+STARTED = time.monotonic()  # close to the start of the process: max_seconds counts from here
+
+
+def define_flags() -> None:
+    """Defines all flags but those of absl."""
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Directory of the run; a run in it is continued. Default: a new one in runs/.",
+    )
+    flags.DEFINE_string(
+        "mirror",
+        None,
+        "Directory on another disk for a copy of all that is needed to go on; where the workdir is "
+        "empty, the run in the mirror is continued.",
+    )
+    flags.DEFINE_bool(
+        "extend",
+        False,
+        "num_epochs or num_steps may be larger than when the run began; the schedule is then that "
+        "of the longer training.",
+    )
+    flags.DEFINE_float(
+        "max_seconds", 0.0, "Save and leave before this many seconds are over; 0 = never.", 0.0
+    )
+    flags.DEFINE_float(
+        "grace", 25.0, "Seconds that saving may take after SIGTERM or Ctrl-C.", lower_bound=0.0
+    )
+    flags.DEFINE_bool(
+        "deterministic", False, "Use only GPU kernels whose results are reproducible to the bit."
+    )
+    flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    define_config()
 
 
 def define_config() -> None:
@@ -69,18 +115,64 @@ def train(argv: list[str], values: Any) -> None:
     """Runs the training that the flags ask for."""
     if len(argv) > 1:
         fail(ConfigError(f"unexpected argument {argv[1]!r}. Fix: flags start with --"))
-    from classic_cnns.train import train_and_evaluate
-
     logging.set_verbosity(logging.INFO if values.debug else logging.ERROR)
+    warnings.showwarning = _show_warning
     try:
-        train_and_evaluate(values.config, values.workdir)
-    except ClassicCNNsError as error:
+        if values.deterministic:
+            _make_deterministic()
+        from classic_cnns.train import train_and_evaluate
+
+        train_and_evaluate(
+            values.config,
+            values.workdir,
+            extend=values.extend,
+            mirror=values.mirror,
+            grace=values.grace,
+            max_seconds=(values.max_seconds or float("inf")) - (time.monotonic() - STARTED),
+        )
+    except KeyboardInterrupt:
+        print("STOPPED by SIGINT before the training began", file=sys.stderr)
+        leave(130)
+    except Exception as error:
         if values.debug:
             raise
         fail(error)
 
 
-def fail(error: ClassicCNNsError) -> NoReturn:
-    """Prints an error in one line and exits with its code."""
-    print(f"ERROR {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+def _make_deterministic() -> None:
+    """Asks XLA for reproducible GPU kernels, which it reads from the environment as JAX starts."""
+    from classic_cnns.rundir import DETERMINISTIC
+
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, ClassicCNNsWarning):
+        print(f"WARNING {printable(str(message))}", file=sys.stderr)
+    else:
+        logging.warning("%s: %s", category.__name__, message)  # of libraries: with --debug
+
+
+def fail(error: Exception) -> NoReturn:
+    """Prints an error in one line and exits with its code; 1 for one that nobody foresaw."""
+    if isinstance(error, Stopped):
+        print(f"STOPPED {printable(str(error))}", file=sys.stderr)
+    elif isinstance(error, ClassicCNNsError):
+        print(f"ERROR {printable(str(error))}", file=sys.stderr)
+    else:
+        workdir = getattr(error, "workdir", None)
+        where = f"see {workdir / 'traceback.txt'}" if workdir else "run again with --debug"
+        text = f"unexpected {type(error).__name__}: {str(error)[:500]}. Fix: {where} and report it"
+        print(f"ERROR {printable(text)}", file=sys.stderr)
+    leave(getattr(error, "exit_code", 1))
+
+
+def leave(code: int) -> NoReturn:
+    """Exits; where threads of a library hold the process, without them after two seconds."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    timer = threading.Timer(2.0, os._exit, [code])
+    timer.daemon = True
+    timer.start()
+    sys.exit(code)

@@ -33,6 +33,9 @@ FREE = (
     "checkpoint_every_steps",
     "steps_per_dispatch",
     "weights_txt",
+    "on_divergence",
+    "rollback_factor",
+    "max_rollbacks",
 )
 
 
@@ -86,6 +89,10 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         problems.append(f"label_smoothing is {config.label_smoothing}: use 0 or more, below 1")
     if config.steps_per_dispatch < 0:
         problems.append(f"steps_per_dispatch is {config.steps_per_dispatch}: use 0 or more")
+    if config.on_divergence not in ("stop", "rollback"):
+        problems.append(f'on_divergence is "{config.on_divergence}": use "stop" or "rollback"')
+    if not 0 < config.rollback_factor <= 1 or config.max_rollbacks < 0:
+        problems.append("rollback_factor is a share up to 1, max_rollbacks 0 or more")
     if problems:
         raise ConfigError(f"training: {'; '.join(problems)}")
     return result
@@ -154,13 +161,13 @@ def model_from(
 
 
 def optimizer_from(
-    config: ConfigDict, spans: Durations
+    config: ConfigDict, spans: Durations, rate_scale: float = 1.0
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser and the schedule that it follows."""
+    """The optimiser and the schedule that it follows, times `rate_scale`."""
     settings: dict[str, Any] = config.schedule.to_dict()
     for key in ("warmup_epochs", "warmup_steps"):
         del settings[key]
-    rate = config.optimizer.learning_rate
+    rate = config.optimizer.learning_rate * rate_scale
     schedule = create_schedule(
         learning_rate=rate, total_steps=spans.total, warmup_steps=spans.warmup, **settings
     )
@@ -181,13 +188,3 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             out[prefix + key] = list(value) if isinstance(value, tuple) else value
     return out
-
-
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Differences between two configs that a run cannot continue over, as "field: old → new"."""
-    a, b = flatten(old), flatten(new)
-    return [
-        f"{key}: {a.get(key, 'absent')!r} → {b.get(key, 'absent')!r}"
-        for key in sorted(set(a) | set(b))
-        if a.get(key, "absent") != b.get(key, "absent") and key not in FREE
-    ]

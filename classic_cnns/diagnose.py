@@ -32,7 +32,7 @@ def explain_non_finite(
         one_step: `train_step` with its settings bound.
 
     Returns:
-        A message with the step, the learning rate, and the first layer in the order of the forward
+        A clause with the step, the learning rate, and the first layer in the order of the forward
         pass whose output is not finite, or else whose gradient is not.
     """
     settings = one_step.keywords
@@ -67,13 +67,7 @@ def explain_non_finite(
     if not found:
         where = _first_bad({name: grads[name] for name in [*outputs, *grads] if name in grads})
         found = f"the gradient of {where}" if where else "the loss"
-    return (
-        f"step {step}, learning rate {rate:g}: {found} is the first that is not finite. The last "
-        "good "
-        "checkpoint stays. Fix: a lower optimizer.learning_rate, a longer schedule.warmup_epochs, "
-        "or "
-        "optimizer.clip_norm=1"
-    )
+    return f"step {step}, learning rate {rate:g}: {found} is the first that is not finite"
 
 
 def _first_bad(tree: Any, path: str = "") -> str | None:

@@ -36,6 +36,39 @@ class NonFiniteError(ClassicCNNsError, ArithmeticError):
     exit_code = 5
 
 
+class DeviceMemoryError(ClassicCNNsError, MemoryError):
+    """A step does not fit into the memory of the device."""
+
+    exit_code = 6
+
+
+class Stopped(ClassicCNNsError):
+    """A training that ended early because it was asked to; what it did is saved.
+
+    Args:
+        message: why, at which step, and how to go on.
+        exit_code: 130 after Ctrl-C, 143 after SIGTERM or when the time was used up.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class ClassicCNNsWarning(UserWarning):
+    """Something that training goes on after and a person should know."""
+
+
+def printable(text: str) -> str:
+    """One line without control characters: names of files and classes may hold any.
+
+    For example a line break becomes a space, and an escape sequence, which could repaint a
+    terminal, its visible form \\x1b[….
+    """
+    text = text.replace("\r\n", " ").replace("\n", " ")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A clause that offers the valid names closest to a wrong one.
 

@@ -21,11 +21,13 @@ from classic_cnns.train_state import TrainState
 
 def create_evaluate(
     model: nn.Module, *, mean: Sequence[float], std: Sequence[float]
-) -> Callable[[TrainState, Loader], dict[str, Any]]:
-    """A function of (state, loader) that evaluates a whole split; compiled once per shape.
+) -> Callable[..., dict[str, Any] | None]:
+    """A function of (state, loader, stop=None) that evaluates a whole split; compiled once per
+    shape.
 
     It returns {"loss", "accuracy", "accuracy_top5", "balanced_accuracy"} and "recall", a list with
-    that of each class; every image counts once, whatever the batch size.
+    that of each class; every image counts once, whatever the batch size. `stop`, a function, is
+    called before each batch; when it is true, the result is None.
     """
 
     def one(state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
@@ -36,10 +38,14 @@ def create_evaluate(
 
     compiled, empty = jax.jit(add), None
 
-    def evaluate(state: TrainState, loader: Loader) -> dict[str, Any]:
+    def evaluate(
+        state: TrainState, loader: Loader, stop: Callable[[], bool] | None = None
+    ) -> dict[str, Any] | None:
         nonlocal empty
         sums = None
         for item in loader.evaluation():
+            if stop and stop():
+                return None
             if empty is None:
                 shapes = jax.eval_shape(one, state, loader.data, item)
                 empty = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
@@ -71,5 +77,6 @@ def evaluate_run(run: LoadedRun, loader: Loader, num_classes: int) -> dict[str, 
         batch_stats=run.variables["batch_stats"],
         opt_state=(),
     )
-    evaluate = create_evaluate(run.model, mean=preprocess.mean, std=preprocess.std)
-    return evaluate(state, loader)
+    values = create_evaluate(run.model, mean=preprocess.mean, std=preprocess.std)(state, loader)
+    assert values is not None
+    return values

@@ -1,14 +1,19 @@
-"""The lines that open a training: what is trained, on what, where and for how long."""
+"""What a person is told: what is trained, on what, where and for how long; what is amiss."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from classic_cnns.config import Durations
 from classic_cnns.data import Dataset
@@ -74,3 +79,42 @@ def _per_class(dataset: Dataset, counts: list[int]) -> str:
     return ", ".join(
         f"{name} {count:,}" for name, count in zip(dataset.classes, counts, strict=True)
     )
+
+
+def decoding_bar(text: str, total: int) -> Callable[[int], None]:
+    """A bar for the time before training, on a terminal only; goes when it is full."""
+    bar = Progress(
+        TextColumn(text),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        transient=True,
+        disable=not Console().is_terminal,
+    )
+    task = bar.add_task("", total=total)
+    lock = threading.Lock()
+    bar.start()
+
+    def advance(count: int) -> None:
+        with lock:
+            bar.advance(task, count)
+            if bar.finished:
+                bar.stop()
+
+    return advance
+
+
+def advice(record: dict[str, Any], loaders: dict[str, Any]) -> list[str]:
+    """What a person should know after an epoch: slow input, images that were skipped."""
+    lines = []
+    wait = record.get("input_wait", 0.0)
+    if wait > 0.05 and not loaders["train"].data:
+        lines.append(
+            f"WARNING {wait:.0%} of the time went to waiting for images. Fix: "
+            "--config.data.cache=default decodes each once, data.loader=resident keeps them all"
+        )
+    for name, loader in loaders.items():
+        if loader.bad:
+            some = "; ".join(f"{n!r}: {r}" for n, r in sorted(loader.bad.items())[:5])
+            lines.append(f"WARNING {len(loader.bad)} images of {name} are skipped: {some}")
+    return lines

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from classic_cnns import config as config_lib
 from classic_cnns import rundir
-from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.data.splits import Dataset
 from classic_cnns.errors import ConfigError, WorkdirError
+from classic_cnns.saved import SavedCheckpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,14 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
     preprocess = Preprocess.from_dict(info["preprocessing"])
     fields = info.get("model_fields", {})
     model = config_lib.model_from(config, len(info["classes"]), preprocess.image_shape, **fields)
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise WorkdirError(f"{workdir} has no finished checkpoint. Fix: train for an epoch")
-        step = steps[-1]
-        if which == "best":
-            step = checkpoints.manifest(step)["notes"]["best"]["step"] or step
-        state = checkpoints.read(step)["state"]
+    checkpoints = SavedCheckpoints(workdir / "checkpoints")
+    steps = checkpoints.steps()
+    if not steps:
+        raise WorkdirError(f"{workdir} has no finished checkpoint. Fix: train for an epoch")
+    step = steps[-1]
+    if which == "best":
+        step = checkpoints.manifest(step)["notes"]["best"]["step"] or step
+    state = checkpoints.read(step)["state"]
     return LoadedRun(
         model=model,
         variables={"params": state["params"], "batch_stats": state.get("batch_stats") or {}},

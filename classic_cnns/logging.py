@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from classic_cnns.errors import ClassicCNNsWarning, WorkdirError, printable
 from classic_cnns.plots import plot_curves
+from classic_cnns.rundir import replace_file
 
 Record = dict[str, Any]
 
@@ -36,6 +38,9 @@ COLUMNS = (
 class MetricFiles:
     """metrics.jsonl and what is drawn from it: metrics.csv, curves.png, TensorBoard events.
 
+    A disk that is full or a figure that cannot be drawn is a warning; what could not be written is
+    kept and written later.
+
     Args:
         workdir: of the run.
         step: the step training starts from; records after it, left by a killed run, are removed.
@@ -44,70 +49,162 @@ class MetricFiles:
 
     def __init__(self, workdir: Path, step: int, title: str) -> None:
         self.workdir, self.title = workdir, title
-        path = workdir / "metrics.jsonl"
-        self.records = [r for r in read_records(path) if r["step"] <= step]
-        temporary = path.with_name(".metrics.jsonl.tmp")
-        temporary.write_text("".join(json.dumps(r) + "\n" for r in self.records))
-        os.replace(temporary, path)
-        self._file = path.open("a")
-        self._events = _summary_writer()(
-            str(workdir / "tensorboard"), purge_step=step + 1 if step else None
-        )
+        self._path = workdir / "metrics.jsonl"
+        self.records = [r for r in read_records(self._path) if r["step"] <= step]
+        self._file: IO[str] | None = None  # None while the file lacks records
+        self._events = Events(workdir / "tensorboard", step + 1 if step else None)
+        self._warned: set[str] = set()
+        with self._trying("metrics.jsonl"):
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        lines = "".join(json.dumps(r) + "\n" for r in self.records)
+        replace_file(self._path, lines.encode())
+        self._file = self._path.open("a")
 
     def write(self, record: Record) -> None:
         """Appends one record ("step", "epoch" and metrics) to metrics.jsonl and TensorBoard."""
         self.records.append(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            if name not in ("step", "epoch") and not isinstance(value, list):
-                self._events.add_scalar(name, value, record["step"])
+        with self._trying("metrics.jsonl"):
+            if self._file is None:
+                self._rewrite()
+            else:
+                file, self._file = self._file, None
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # before a checkpoint that is newer
+                self._file = file
+        with self._trying("tensorboard"):
+            self._events.write(record)
 
     def draw(self) -> None:
         """Rewrites metrics.csv (one row an evaluation) and curves.png."""
         rows = [r for r in self.records if "eval_loss" in r]
         if rows:
-            with (self.workdir / "metrics.csv").open("w", newline="") as file:
-                names = [k for k, v in rows[0].items() if not isinstance(v, list)]
-                writer = csv.DictWriter(file, names, extrasaction="ignore")
+            with self._trying("metrics.csv"):
+                text = io.StringIO(newline="")
+                names = {k: None for row in rows for k, v in row.items() if not isinstance(v, list)}
+                writer = csv.DictWriter(
+                    text, list(names), extrasaction="ignore", lineterminator="\n"
+                )
                 writer.writeheader()
                 writer.writerows(rows)
+                replace_file(self.workdir / "metrics.csv", text.getvalue().encode())
         if self.records:
-            plot_curves(self.records, self.workdir / "curves.png", self.title)
-        self._events.flush()
+            with self._trying("curves.png"):
+                plot_curves(self.records, self.workdir / "curves.png", self.title)
+
+    @contextlib.contextmanager
+    def _trying(self, what: str) -> Iterator[None]:
+        """Turns an error into a warning, the first time."""
+        try:
+            yield
+        except Exception as error:
+            if not self.workdir.is_dir():
+                raise WorkdirError(
+                    f"{self.workdir} is gone: was it removed during the training? Fix: start "
+                    "again with another --workdir"
+                ) from error
+            if what not in self._warned:
+                self._warned.add(what)
+                warnings.warn(
+                    f"{self.workdir / what} cannot be written: {error}; training goes on, and it "
+                    "is tried again",
+                    ClassicCNNsWarning,
+                    stacklevel=2,
+                )
 
     def __enter__(self) -> MetricFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
-        self._events.close()
+        with contextlib.suppress(OSError):
+            if self._file:
+                self._file.close()
+        with contextlib.suppress(OSError):
+            self._events.close()
 
 
-def _summary_writer() -> Any:
-    """tensorboardX without PyTorch, which it loads where it is installed and does not need here."""
+class Events:
+    """A TensorBoard event file, written at once: tensorboardX's SummaryWriter pickles events into a
+    queue, and hangs for ever when the disk is full.
+
+    Args:
+        directory: a new file in it is made at the first record.
+        purge_step: TensorBoard forgets what older files in it say from this step on.
+    """
+
+    def __init__(self, directory: Path, purge_step: int | None) -> None:
+        self._directory, self._purge_step = directory, purge_step
+        self._writer: Any = None
+
+    def write(self, record: Record) -> None:
+        """Adds all metrics of a record; after an error, the next call begins a new file."""
+        events_writer, event_pb2, summary = _tensorboardx()
+        writer, self._writer = self._writer, None
+        if writer is None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            writer = events_writer(str(self._directory / "events"), f".{os.getpid()}")
+            if self._purge_step is not None:
+                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                writer.write_event(
+                    event_pb2.Event(wall_time=time.time(), step=self._purge_step, session_log=start)
+                )
+        for name, value in record.items():
+            if name not in ("step", "epoch") and not isinstance(value, list):
+                writer.write_event(
+                    event_pb2.Event(
+                        wall_time=time.time(),
+                        step=record["step"],
+                        summary=summary.scalar(name, value),
+                    )
+                )
+        writer.flush()
+        self._writer = writer
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._writer:
+            self._writer.close()
+
+
+def _tensorboardx() -> tuple[Any, Any, Any]:
+    """Parts of tensorboardX without PyTorch, which it loads where it is installed and does not need
+    here.
+    """
     loaded = "torch" in sys.modules
     if not loaded:
         sys.modules["torch"] = None  # type: ignore[assignment]  # makes the import fail
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2
     finally:
         if not loaded:
             del sys.modules["torch"]
-    return SummaryWriter
+    return EventsWriter, event_pb2, summary
 
 
 def read_records(path: Path) -> list[Record]:
-    """The records of a metrics.jsonl; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
+    """The records of a metrics.jsonl up to the first that is none, as one that a kill cut short."""
+    records: list[Record] = []
+    if not path.is_file():
+        return records
+    for line in path.read_bytes().splitlines():
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+            if type(record["step"]) is not int or not all(map(_is_number, record.values())):
+                break
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
+        records.append(record)
     return records
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, list):  # recall of each class, None for one without examples
+        return all(v is None or _is_number(v) for v in value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class Display:
@@ -134,8 +231,8 @@ class Display:
             self._task = self._bar.add_task("", total=total_steps, status="compiling")
 
     def print(self, text: str) -> None:
-        """A line of text as it is."""
-        self.console.print(text, markup=False)
+        """A line of text, its control characters made visible."""
+        self.console.print(printable(text), markup=False)
 
     def __enter__(self) -> Display:
         return self
@@ -190,88 +287,3 @@ class Display:
         """Takes the bar away."""
         if self._bar:
             self._bar.stop()
-
-
-def decoding_bar(text: str, total: int) -> Callable[[int], None]:
-    """A bar for the time before training, on a terminal only; goes when it is full."""
-    bar = Progress(
-        TextColumn(text),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-        disable=not Console().is_terminal,
-    )
-    task = bar.add_task("", total=total)
-    lock = threading.Lock()
-    bar.start()
-
-    def advance(count: int) -> None:
-        with lock:
-            bar.advance(task, count)
-            if bar.finished:
-                bar.stop()
-
-    return advance
-
-
-def advice(record: Record, loaders: dict[str, Any]) -> list[str]:
-    """What a person should know after an epoch: slow input, images that were skipped."""
-    lines = []
-    wait = record.get("input_wait", 0.0)
-    if wait > 0.05 and not loaders["train"].data:
-        lines.append(
-            f"WARNING {wait:.0%} of the time went to waiting for images. Fix: "
-            "--config.data.cache=default decodes each once, data.loader=resident keeps them all"
-        )
-    for name, loader in loaders.items():
-        if loader.bad:
-            some = "; ".join(f"{n!r}: {r}" for n, r in sorted(loader.bad.items())[:5])
-            lines.append(f"WARNING {len(loader.bad)} images of {name} are skipped: {some}")
-    return lines
-
-
-class Clock:
-    """Speed of the training alone: compiling, evaluating and saving do not count."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self._compiled = False
-        self._images, self._seconds, self._wait = 0, 0.0, 0.0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around the fetching of input."""
-        start = time.perf_counter()
-        yield
-        self._wait += time.perf_counter() - start
-
-    def count(self, steps: int, result: Any) -> None:
-        """After `steps` more were dispatched; the first call waits for their result and starts the
-        clock.
-        """
-        if self._compiled:
-            self._images += steps * self.batch_size
-        else:
-            jax.block_until_ready(result)
-            self._compiled = True
-            self.restart(new_epoch=True)
-
-    def read(self) -> dict[str, float]:
-        """Images per second, and the share of time spent on input, since the epoch began."""
-        if not self._images:
-            return {}
-        return {
-            "images_per_sec": self._images / self._seconds,
-            "input_wait": self._wait / self._seconds,
-        }
-
-    def pause(self) -> None:
-        """What follows does not count, until `restart`."""
-        self._seconds += time.perf_counter() - self._start
-
-    def restart(self, new_epoch: bool) -> None:
-        """Counts again, from nothing at a new epoch."""
-        self._start = time.perf_counter()
-        if new_epoch:
-            self._images, self._seconds, self._wait = 0, 0.0, 0.0

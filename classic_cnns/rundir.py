@@ -1,9 +1,10 @@
 """The directory of a run: claimed once, locked while in use, readable by itself.
 
 config.json        every field of the config
-run.json           versions, git commit, data fingerprint, classes, preprocessing, best step
+run.json           versions, git commit, data fingerprint, classes, preprocessing, each continuation
 metrics.jsonl/.csv, tensorboard/, curves.png, result.json
 checkpoints/
+traceback.txt      of an error that nobody foresaw
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import platform
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from classic_cnns.errors import WorkdirError
+from classic_cnns.errors import ClassicCNNsError, WorkdirError
+from classic_cnns.manifest import LARGEST, sync
 
+DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true"  # in XLA_FLAGS before JAX starts
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -81,6 +85,7 @@ def replace_file(path: Path, data: bytes) -> None:
     """Writes a file in one step: it is there whole or as it was before."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
+    sync(temporary)
     os.replace(temporary, path)
 
 
@@ -90,20 +95,54 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, text.encode())
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file of a run.
+def read_json(path: Path, **fields: type) -> dict[str, Any]:
+    """A JSON file of a run, which holds an object.
+
+    Args:
+        path: of the file.
+        fields: that it must have, with their types.
 
     Raises:
-        WorkdirError: missing or malformed.
+        WorkdirError: missing, malformed, or without one of the fields.
     """
+    if not path.is_file():
+        raise WorkdirError(f"{path} is missing. Fix: give the directory of a run")
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise WorkdirError(f"{path} is missing. Fix: give the directory of a run") from error
-    except (OSError, ValueError) as error:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"larger than {LARGEST >> 20} MiB")
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict):
+            raise ValueError("not an object")
+        if _is_deep(value):
+            raise ValueError("nested too deep")
+        wrong = [name for name, kind in fields.items() if type(value.get(name)) is not kind]
+        if wrong:
+            raise ValueError(f"missing or of the wrong type: {', '.join(wrong)}")
+    except (OSError, ValueError, RecursionError) as error:
         raise WorkdirError(
             f"{path}: {error}. Fix: restore the file, or another --workdir"
         ) from error
+    return value
+
+
+def _is_deep(value: Any, levels: int = 50) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels == 0 or any(_is_deep(part, levels - 1) for part in parts)
+
+
+@contextlib.contextmanager
+def reporting(workdir: Path) -> Iterator[None]:
+    """Tells an error which run it ended, as `error.workdir`; an unexpected one leaves its traceback
+    in traceback.txt.
+    """
+    try:
+        yield
+    except Exception as error:
+        error.workdir = workdir  # type: ignore[attr-defined]
+        if not isinstance(error, ClassicCNNsError):
+            with contextlib.suppress(OSError):
+                (workdir / "traceback.txt").write_text(traceback.format_exc())
+        raise
 
 
 def write_weights(path: Path, variables: Any) -> None:
@@ -117,18 +156,32 @@ def write_weights(path: Path, variables: Any) -> None:
             file.write(f"{name}\n{value.shape}\n{np.asarray(value)}\n\n")
 
 
-def describe_run(argv: list[str]) -> dict[str, Any]:
+def last_alive(workdir: Path) -> float:
+    """When the run last wrote a metric, in seconds since 1970; 0 if never."""
+    try:
+        return (workdir / "metrics.jsonl").stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that decide what is computed."""
+    return {name: metadata.version(name) for name in LIBRARIES}
+
+
+def describe_run() -> dict[str, Any]:
     """Versions, machine, git commit and command, for run.json."""
     import jax
 
     return {
-        "command": " ".join(argv),
+        "command": " ".join(sys.argv),
         "started": time.strftime("%F %T %z"),
         "python": sys.version.split()[0],
-        "versions": {name: metadata.version(name) for name in LIBRARIES},
+        "versions": versions(),
         "git": _git(),
         "platform": platform.platform(),
         "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
+        "deterministic": DETERMINISTIC in os.environ.get("XLA_FLAGS", ""),
     }
 
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,31 @@ import jax
 from ml_collections import ConfigDict
 
 from classic_cnns import config as config_lib
-from classic_cnns import rundir
+from classic_cnns import failures, resume, rundir, signals
+from classic_cnns import mirror as mirror_lib
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data.loaders import ResidentLoader, create_loader
 from classic_cnns.diagnose import explain_non_finite
-from classic_cnns.errors import NonFiniteError, WorkdirError
+from classic_cnns.errors import NonFiniteError
 from classic_cnns.evaluate import create_evaluate
-from classic_cnns.header import describe
-from classic_cnns.logging import Clock, Display, MetricFiles, advice, decoding_bar
+from classic_cnns.header import advice, decoding_bar, describe
+from classic_cnns.logging import Display, MetricFiles
 from classic_cnns.metrics import EpochSums
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
 from classic_cnns.steps import Progress, train_on, train_step
+from classic_cnns.timing import Clock, Stopwatch, summarize
 from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
 from classic_cnns.weights.finetune import adopt, find_start
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | Path | None = None
+    config: ConfigDict,
+    workdir: str | Path | None = None,
+    *,
+    extend: bool = False,
+    mirror: str | Path | None = None,
+    grace: float = 25.0,
+    max_seconds: float = float("inf"),
 ) -> tuple[TrainState, dict[str, Any]]:
     """Trains, keeps the best and the newest checkpoint, evaluates the best one on the test split.
 
@@ -40,6 +47,12 @@ def train_and_evaluate(
     Args:
         config: see configs/default.py.
         workdir: of the run; None claims a new runs/MODEL-DATA-NUMBER.
+        extend: num_epochs or num_steps may be larger than when the run began. The schedule is then
+            that of the longer training, so the learning rate jumps.
+        mirror: a directory on another disk that gets a copy of all that is needed to go on; where
+            workdir is empty, the run in the mirror is continued.
+        grace: seconds that saving may take after SIGTERM or Ctrl-C.
+        max_seconds: the run is saved and left before these are over.
 
     Returns:
         The last state, and the summary that is printed as RESULT and kept in result.json.
@@ -48,7 +61,28 @@ def train_and_evaluate(
         ConfigError, DataError: before anything is written.
         WorkdirError: the directory holds another run, is in use, or cannot be written.
         NonFiniteError: the loss or a gradient is not finite; names the step and the layer.
+        DeviceMemoryError: a step does not fit into the memory of the device.
+        Stopped: by a signal or the end of max_seconds; everything is saved.
     """
+    deadline = time.monotonic() + max_seconds
+    while True:
+        try:
+            return _train(config, workdir, extend, mirror, grace, deadline)
+        except NonFiniteError as error:
+            workdir = failures.roll_back(config, error)
+        except jax.errors.JaxRuntimeError as error:
+            raise failures.out_of_memory(error, config) from error
+
+
+def _train(
+    config: ConfigDict,
+    workdir: str | Path | None,
+    extend: bool,
+    mirror: str | Path | None,
+    grace: float,
+    deadline: float,
+) -> tuple[TrainState, dict[str, Any]]:
+    stopwatch = Stopwatch()
     # ---- data, model, optimiser: everything that can be wrong with them is found before the first
     # write
     dataset = config_lib.dataset_from(config, progress=decoding_bar)
@@ -72,34 +106,39 @@ def train_and_evaluate(
     if workdir is None:
         workdir = rundir.claim(Path("runs"), f"{config.model.name}-{config.data.source}")
     workdir = Path(workdir).expanduser().absolute()
-    new_run = _check_same_run(workdir, config, dataset.fingerprint)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(stopwatch.watching_compilation())
         stack.enter_context(rundir.lock(workdir))
-        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints"))
-        if new_run:
-            info = rundir.describe_run(sys.argv) | {
-                "model": config.model.name,
-                "model_fields": start.fields,
-                "classes": list(dataset.classes),
-                "data_fingerprint": dataset.fingerprint,
-                "preprocessing": dataclasses.asdict(dataset.preprocess),
-            }
-            rundir.write_json(workdir / "run.json", info)
-            rundir.write_json(workdir / "config.json", config.to_dict())
+        stack.enter_context(rundir.reporting(workdir))
+        if mirror is not None:
+            mirror = mirror_lib.fetch(mirror, workdir)
+        changes = resume.check(workdir, config, dataset, spans.total, extend=extend)
+        copy = stack.enter_context(mirror_lib.copying(workdir, mirror))
+        facts = resume.facts(config, dataset)
+        checkpoints = stack.enter_context(
+            Checkpoints(workdir / "checkpoints", run=facts, on_saved=copy)
+        )
+        if changes is None:
+            resume.write_new(workdir, config, dataset, spans.total, start.fields)
 
         # ---- state: fresh, or the newest sound checkpoint
         restored = checkpoints.restore_newest(abstract)
         if restored is None:
-            step, epoch_sums = 0, EpochSums()
-            best: dict[str, Any] = {"step": 0, "eval_accuracy": -1.0}
+            step, notes = 0, resume.Notes()
             state = create_train_state(
                 model, tx, dataset.image_shape, seed=config.seed, mesh=mesh, given=given
             )
             progress = replicate(Progress.empty(), mesh)
         else:
-            step, tree, notes = restored
-            epoch_sums, best = EpochSums(**notes["epoch_sums"]), notes["best"]
+            step, tree, saved_notes = restored
+            notes = resume.read_notes(step, saved_notes)
+            manifest = checkpoints.manifest(step)
+            resume.check_manifest(step, manifest["run"], facts)
+            stopwatch.go_on(manifest["saved"], alive=rundir.last_alive(workdir))
             state, progress = replicate(tree["state"], mesh), replicate(tree["progress"], mesh)
+            tx, schedule = config_lib.optimizer_from(config, spans, notes.rate_scale)
+        if changes is not None:
+            resume.write_continued(workdir, config, step, changes, spans.total)
 
         # ---- compiled functions and loaders
         one_step = functools.partial(
@@ -128,65 +167,92 @@ def train_and_evaluate(
         for text in dataset.warnings:
             display.print(f"WARNING {text}")
         del start, given  # as large as the network
+        for line in changes or ():
+            display.print(f"changed    {line}")
         files = stack.enter_context(MetricFiles(workdir, step, workdir.name))
         stack.enter_context(display)
+        stop = stack.enter_context(signals.watch(grace, deadline))
         display.start(step)
         clock, started = Clock(config.batch_size), time.monotonic()
+        checkpoints.prepare({"state": state, "progress": progress})
+        if step == 0 and config.on_divergence == "rollback":
+            tree = {"state": state, "progress": progress}
+            checkpoints.save(0, tree, dataclasses.asdict(notes), keep=set())
         per_dispatch = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
         if not isinstance(loaders["train"], ResidentLoader):
             per_dispatch = 1
-        while step < spans.total:
+        while step < spans.total or notes.unevaluated:
             next_eval, next_save, next_log = (
                 min(spans.total, config_lib.next_event(step, every))
                 for every in (spans.eval_every, spans.checkpoint_every, config.log_every_steps)
             )
-            stop = min(next_eval, next_save, next_log)
-            count = per_dispatch if stop - step >= per_dispatch else 1
-            with clock.waiting():
-                item = loaders["train"].train(step, count)
-            with jax.transfer_guard("disallow"):
-                state, progress = train(state, progress, loaders["train"].data, item)
-            step += count
-            clock.count(count, progress)
-            display.advance(step)
-            if step < stop:
-                continue
+            evaluating = notes.unevaluated  # the evaluation of this step was interrupted
+            if not evaluating:
+                until = min(next_eval, next_save, next_log)
+                count = per_dispatch if until - step >= per_dispatch else 1
+                with clock.waiting(), stopwatch.charge("data_wait"):
+                    item = loaders["train"].train(step, count)
+                stopwatch.to_training(count)
+                with jax.transfer_guard("disallow"):
+                    state, progress = train(state, progress, loaders["train"].data, item)
+                step += count
+                clock.count(count, progress)
+                display.advance(step)
+                if step < until and not stop.requested():
+                    continue
 
-            jax.block_until_ready(progress)
-            clock.pause()
-            evaluating = step == next_eval
-            if evaluating or step == next_log:
+                jax.block_until_ready(progress)
+                clock.pause()
+                stopwatch.to("other")
+                checkpoints.poll()
                 sums = jax.device_get(progress)
                 if not sums.finite:
-                    raise NonFiniteError(
-                        explain_non_finite(state, loaders["train"], schedule, one_step)
-                    )
-                progress = replicate(Progress.empty(), mesh)
-                epoch_sums = epoch_sums.add(sums.metrics)
-                record = {"step": step, "epoch": step * config.batch_size / len(dataset.train)}
-                record |= {f"train_{k}": float(v) for k, v in sums.metrics.compute().items()}
-                record |= {"learning_rate": float(schedule(step - 1))} | clock.read()
-                files.write(record)
-                display.status(record)
+                    what = explain_non_finite(state, loaders["train"], schedule, one_step)
+                    images = loaders["train"].order.step(int(state.step))[0].tolist()
+                    raise failures.non_finite(workdir, what, images)
+                evaluating = step == next_eval
+                if evaluating or step == next_log:
+                    progress = replicate(Progress.empty(), mesh)
+                    notes.epoch_sums = notes.epoch_sums.add(sums.metrics)
+                    record = {"step": step, "epoch": step * config.batch_size / len(dataset.train)}
+                    record |= {f"train_{k}": float(v) for k, v in sums.metrics.compute().items()}
+                    record |= {"learning_rate": float(schedule(step - 1))} | clock.read()
+                    files.write(record)
+                    display.status(record)
             if evaluating:
-                record = record | epoch_sums.means()
-                record |= {f"eval_{k}": v for k, v in evaluate(state, loaders["val"]).items()}
-                epoch_sums = EpochSums()
-                improved = record["eval_accuracy"] > best["eval_accuracy"]
+                with stopwatch.charge("eval"):
+                    values = evaluate(state, loaders["val"], stop.requested)
+                notes.unevaluated = values is None
+            if evaluating and values is not None:
+                record = files.records[-1] | notes.epoch_sums.means()
+                record |= {f"eval_{name}": value for name, value in values.items()}
+                notes.epoch_sums = EpochSums()
+                checkpoints.poll()
+                if checkpoints.missed is not None:  # perhaps the best so far
+                    notes.best = resume.best_saved(checkpoints)
+                improved = record["eval_accuracy"] > notes.best["eval_accuracy"]
                 if improved:
-                    best = {"step": step, "eval_accuracy": record["eval_accuracy"]}
+                    notes.best = {"step": step, "eval_accuracy": record["eval_accuracy"]}
                 files.write(record)
                 files.draw()
                 display.epoch(record, improved)
                 for text in advice(record, loaders):
                     display.print(text)
-            if evaluating or step == next_save:
-                notes = {"epoch_sums": dataclasses.asdict(epoch_sums), "best": best}
-                checkpoints.save(
-                    step, {"state": state, "progress": progress}, notes, keep={best["step"]}
-                )
+            stopping = stop.requested()
+            if evaluating or step == next_save or stopping:
+                with stopwatch.charge("save"):
+                    tree = {"state": state, "progress": progress}
+                    keep = {notes.best["step"]}
+                    seconds = stopwatch.read()
+                    checkpoints.save(step, tree, dataclasses.asdict(notes), keep, seconds)
+                stop.reserve = 1 + 2 * checkpoints.seconds
+            if stopping:
+                files.draw()
+                checkpoints.finish()
+                raise stop.stopped(step, spans.total)
             clock.restart(new_epoch=evaluating)
-        checkpoints.wait()
+        with stopwatch.charge("save"):
+            checkpoints.finish()
         display.stop()
 
         # ---- the test split, once, with the best checkpoint
@@ -195,8 +261,14 @@ def train_and_evaluate(
             summary = rundir.read_json(result)
             display.print(f"training is already complete at step {step}")
         else:
-            tree, _ = checkpoints.restore(best["step"], abstract)
-            best_state = replicate(tree["state"], mesh)
+            best, best_state = notes.best, state
+            if best["step"] != step and (reason := checkpoints.damage(best["step"])):
+                resume.warn(f"the best checkpoint, {best['step']}, is {reason}; using {step}")
+                values = evaluate(state, loaders["val"], stop.requested)
+                best = {"step": step, "eval_accuracy": values and values["accuracy"]}
+            elif best["step"] != step:
+                tree, _ = checkpoints.restore(best["step"], abstract)
+                best_state = replicate(tree["state"], mesh)
             summary = {
                 "model": config.model.name,
                 "data": config.data.source,
@@ -205,30 +277,20 @@ def train_and_evaluate(
                 "val_accuracy": best["eval_accuracy"],
             }
             if "test" in loaders:
-                values = evaluate(best_state, loaders["test"])
-                summary |= {f"test_{k}": v for k, v in values.items() if k != "recall"}
-            summary |= {"seconds": round(time.monotonic() - started, 1), "workdir": str(workdir)}
+                stopwatch.to("eval")
+                values = evaluate(best_state, loaders["test"], stop.requested)
+                summary |= {f"test_{k}": v for k, v in (values or {}).items() if k != "recall"}
+            if stop.requested():
+                raise stop.stopped(step, spans.total)
+            stopwatch.to("other")
             if config.weights_txt:
                 rundir.write_weights(workdir / "weights.txt", best_state.variables)
+            summary |= {"seconds": round(time.monotonic() - started, 1), "workdir": str(workdir)}
+            summary["goodput"] = stopwatch.read()
             rundir.write_json(result, summary)
+            display.print(summarize(summary["goodput"]))
+        if copy:
+            copy()
         display.print(f"run directory: {workdir} (see {workdir / 'curves.png'})")
         display.print("RESULT " + json.dumps(summary))
     return state, summary
-
-
-def _check_same_run(workdir: Path, config: ConfigDict, fingerprint: str) -> bool:
-    """True for a fresh directory, False for one this config may continue in; raises otherwise."""
-    if not (workdir / "config.json").exists():
-        return True
-    differences = config_lib.changes(rundir.read_json(workdir / "config.json"), config.to_dict())
-    if differences:
-        raise WorkdirError(
-            f"{workdir} holds a run with another config, which cannot be continued: "
-            f"{'; '.join(differences)}. Fix: the old values, or another --workdir"
-        )
-    if rundir.read_json(workdir / "run.json")["data_fingerprint"] != fingerprint:
-        raise WorkdirError(
-            f"{workdir} holds a run on other data (the images or labels have changed since). "
-            "Fix: the old data, or another --workdir"
-        )
-    return False

@@ -140,6 +140,14 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.checkpoint_every_steps = 0
     # Steps in one call of the device; 0 = 1 on CPU, 16 on GPU and TPU.
     config.steps_per_dispatch = 0
+    # After a loss or gradient that is not finite: "stop", or "rollback" to the newest checkpoint
+    # and go on from there with the learning rate times rollback_factor, at most max_rollbacks
+    # times a run.
+    config.on_divergence = "stop"
+    # See on_divergence.
+    config.rollback_factor = 0.5
+    # See on_divergence.
+    config.max_rollbacks = 3
     # At the end, write all weights as text: name, shape, values.
     config.weights_txt = False
 

@@ -10,10 +10,10 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from classic_cnns import loading, rundir, weights
-from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data import Dataset
 from classic_cnns.errors import ConfigError, DataError
 from classic_cnns.models import create_model, resolve_name
+from classic_cnns.saved import SavedCheckpoints
 from classic_cnns.weights.convert import Report
 from classic_cnns.weights.pretrained import is_tag
 
@@ -81,7 +81,7 @@ def find_start(
         return Start()
     if workdir is not None:
         workdir = Path(workdir).expanduser().absolute()
-        if Checkpoints(workdir / "checkpoints", read_only=True).steps():
+        if SavedCheckpoints(workdir / "checkpoints").steps():
             info = rundir.read_json(workdir / "run.json")
             mean, std = (tuple(info["preprocessing"][key]) for key in ("mean", "std"))
             return Start(source, info.get("model_fields", {}), mean, std)

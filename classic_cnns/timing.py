@@ -1,0 +1,132 @@
+"""Where the time of a run went, and how fast its training is."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+PARTS = ("useful", "lost", "save", "data_wait", "compile", "eval", "other")
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class Stopwatch:
+    """Charges every moment to one of `PARTS`, so that they add up to the wall time.
+
+    "useful" is training; "lost" is training that a kill or a rollback undid; "save" is how long the
+    training waited for a checkpoint; "other" is starting, logging and plotting.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys(PARTS, 0.0)
+        self._part, self._since = "other", time.monotonic()
+        self._compiled: set[int] = set()
+
+    def go_on(self, saved: Mapping[str, Any], alive: float) -> None:
+        """Adds what the run's earlier processes took.
+
+        Args:
+            saved: of the manifest of the checkpoint that this one starts from.
+            alive: when the last of those processes last gave a sign of life.
+        """
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # of a malformed manifest
+            for part in PARTS:
+                self._seconds[part] += float(saved["seconds"].get(part, 0))
+            self._seconds["lost"] += max(0.0, alive - float(saved["at"]))
+
+    def to(self, part: str) -> None:
+        """What follows is charged to this part."""
+        now = time.monotonic()
+        self._seconds[self._part] += now - self._since
+        self._part, self._since = part, now
+
+    def to_training(self, count: int) -> None:
+        """What follows is training of `count` steps in a dispatch; the first such compiles."""
+        self.to("useful" if count in self._compiled else "compile")
+        self._compiled.add(count)
+
+    @contextlib.contextmanager
+    def charge(self, part: str) -> Iterator[None]:
+        """What is inside is charged to this part."""
+        before = self._part
+        self.to(part)
+        try:
+            yield
+        finally:
+            self.to(before)
+
+    @contextlib.contextmanager
+    def watching_compilation(self) -> Iterator[None]:
+        """Charges to "compile" what XLA takes for it, wherever it happens."""
+
+        def move(event: str, duration_secs: float, **_: str | int) -> None:
+            if event == COMPILE_EVENT and self._part != "compile":
+                self._seconds["compile"] += duration_secs
+                self._seconds[self._part] -= duration_secs
+
+        jax.monitoring.register_event_duration_secs_listener(move)
+        try:
+            yield
+        finally:
+            jax.monitoring.unregister_event_duration_listener(move)
+
+    def read(self) -> dict[str, float]:
+        """Seconds of every part until now."""
+        self.to(self._part)
+        return dict(self._seconds)
+
+
+def summarize(seconds: Mapping[str, float]) -> str:
+    """One line for people: "time 63.2 s: 81 % useful, …"."""
+    total = sum(seconds.values())
+    shares = [f"{value / total:.1%} {name}" for name, value in seconds.items() if value > 0]
+    return f"time       {total:,.1f} s: " + ", ".join(shares).replace("_", " ")
+
+
+class Clock:
+    """Speed of the training alone: compiling, evaluating and saving do not count."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._compiled = False
+        self._images, self._seconds, self._wait = 0, 0.0, 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the fetching of input."""
+        start = time.perf_counter()
+        yield
+        self._wait += time.perf_counter() - start
+
+    def count(self, steps: int, result: Any) -> None:
+        """After `steps` more were dispatched; the first call waits for their result and starts the
+        clock.
+        """
+        if self._compiled:
+            self._images += steps * self.batch_size
+        else:
+            jax.block_until_ready(result)
+            self._compiled = True
+            self.restart(new_epoch=True)
+
+    def read(self) -> dict[str, float]:
+        """Images per second, and the share of time spent on input, since the epoch began."""
+        if not self._images:
+            return {}
+        return {
+            "images_per_sec": self._images / self._seconds,
+            "input_wait": self._wait / self._seconds,
+        }
+
+    def pause(self) -> None:
+        """What follows does not count, until `restart`."""
+        self._seconds += time.perf_counter() - self._start
+
+    def restart(self, new_epoch: bool) -> None:
+        """Counts again, from nothing at a new epoch."""
+        self._start = time.perf_counter()
+        if new_epoch:
+            self._images, self._seconds, self._wait = 0, 0.0, 0.0
