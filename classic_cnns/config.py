@@ -94,7 +94,7 @@ def dataset_from(config: ConfigDict) -> Dataset:
 
 def augment_from(config: ConfigDict) -> Augment:
     """The augmentation of `config.augment`."""
-    return create_augment(**config.augment)
+    return create_augment(seed=config.seed, **config.augment)
 
 
 def model_from(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,8 +12,8 @@ import optax
 
 from classic_cnns.data.augment import normalize
 from classic_cnns.data.loaders import ResidentLoader
-from classic_cnns.losses import cross_entropy
-from classic_cnns.steps import gather
+from classic_cnns.losses import mixed_cross_entropy
+from classic_cnns.steps import augmented, gather, step_keys
 from classic_cnns.train_state import TrainState
 
 
@@ -39,12 +38,9 @@ def explain_non_finite(
     settings = one_step.keywords
     step = int(state.step)
     batch = gather(loader.data, jnp.asarray(loader.indices(step)))
-    augment_key, dropout_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(settings["seed"]), step)
-    )
-    augment: Callable[..., jax.Array] | None = settings["augment"]
-    images = augment(augment_key, batch["image"]) if augment else batch["image"]
-    images = normalize(images, settings["mean"], settings["std"])
+    batch = augmented(batch, settings["augment"], settings["seed"], step)
+    images = normalize(batch["image"], settings["mean"], settings["std"])
+    dropout_key = step_keys(settings["seed"], step)[1]
 
     def apply(params: Any, mutable: list[str]) -> tuple[jax.Array, Any]:
         return settings["model"].apply(
@@ -58,7 +54,7 @@ def explain_non_finite(
 
     def loss_fn(params: Any) -> jax.Array:
         logits, _ = apply(params, ["batch_stats"])
-        return cross_entropy(logits, batch["label"], settings["label_smoothing"]).mean()
+        return mixed_cross_entropy(logits, batch, settings["label_smoothing"]).mean()
 
     outputs = apply(state.params, ["batch_stats", "intermediates"])[1]["intermediates"]
     grads = jax.grad(loss_fn)(state.params)
