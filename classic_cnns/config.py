@@ -106,6 +106,8 @@ def dataset_from(config: ConfigDict, **overrides: Any) -> Dataset:
         raise ConfigError(f'unknown data.balance "{balance}". Fix: {nearest(balance, BALANCES)}')
     splits = {name: settings.pop(f"{name}_split", "") for name in ("train", "val", "test")}
     splits = {name: theirs for name, theirs in splits.items() if theirs}
+    if "augment" in config and config.augment.random_resized_crop:
+        settings["train_margin"] = 8 / 7  # more of the image than is cropped to, as for evaluation
     return create_dataset(seed=config.seed, splits=splits, **(settings | overrides))
 
 
@@ -116,13 +118,18 @@ def loader_settings(config: ConfigDict, dataset: Dataset, split: str) -> dict[st
     return settings | {
         "seed": config.seed,
         "preprocess": dataset.preprocess,
+        "crop_scale": config.augment.random_resized_crop if split == "train" else (),
         "balanced": balanced,
     }
 
 
-def augment_from(config: ConfigDict) -> Augment:
-    """The augmentation of `config.augment`."""
-    return create_augment(**config.augment)
+def augment_from(config: ConfigDict, dataset: Dataset) -> Augment:
+    """The augmentation of `config.augment`, but for crops that the host makes while it decodes."""
+    fields = config.augment.to_dict()
+    if dataset.train.encoded:
+        create_augment(**fields)  # checks them all
+        fields["random_resized_crop"] = ()
+    return create_augment(seed=config.seed, size=dataset.image_shape[0], **fields)
 
 
 def model_from(

@@ -1,19 +1,21 @@
-"""What went wrong in a step whose loss or gradient is not finite."""
+"""A look into a step: what went wrong where it is not finite, what the first one sees."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from classic_cnns.data.augment import normalize
+from classic_cnns.data.augment import Augment, normalize
 from classic_cnns.data.loaders import Loader
-from classic_cnns.losses import cross_entropy
-from classic_cnns.steps import fetch
+from classic_cnns.losses import mixed_cross_entropy
+from classic_cnns.plots import batch_labels, plot_batch
+from classic_cnns.steps import augmented, fetch, step_keys
 from classic_cnns.train_state import TrainState
 
 
@@ -38,12 +40,9 @@ def explain_non_finite(
     settings = one_step.keywords
     step = int(state.step)
     batch = fetch(loader.data, loader.train(step))
-    augment_key, dropout_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(settings["seed"]), step)
-    )
-    augment: Callable[..., jax.Array] | None = settings["augment"]
-    images = augment(augment_key, batch["image"]) if augment else batch["image"]
-    images = normalize(images, settings["mean"], settings["std"])
+    batch = augmented(batch, settings["augment"], settings["seed"], step)
+    images = normalize(batch["image"], settings["mean"], settings["std"])
+    dropout_key = step_keys(settings["seed"], step)[1]
 
     def apply(params: Any, mutable: list[str]) -> tuple[jax.Array, Any]:
         return settings["model"].apply(
@@ -57,7 +56,7 @@ def explain_non_finite(
 
     def loss_fn(params: Any) -> jax.Array:
         logits, _ = apply(params, ["batch_stats"])
-        return cross_entropy(logits, batch["label"], settings["label_smoothing"]).mean()
+        return mixed_cross_entropy(logits, batch, settings["label_smoothing"]).mean()
 
     outputs = apply(state.params, ["batch_stats", "intermediates"])[1]["intermediates"]
     grads = jax.grad(loss_fn)(state.params)
@@ -68,6 +67,15 @@ def explain_non_finite(
         where = _first_bad({name: grads[name] for name in [*outputs, *grads] if name in grads})
         found = f"the gradient of {where}" if where else "the loss"
     return f"step {step}, learning rate {rate:g}: {found} is the first that is not finite"
+
+
+def draw_first_batch(
+    loader: Loader, augment: Augment | None, seed: int, classes: Sequence[str], path: Path
+) -> None:
+    """Draws what the first step sees, augmented and with labels, as a PNG."""
+    batch = jax.device_get(augmented(fetch(loader.data, loader.train(0)), augment, seed, 0))
+    labels = batch_labels(batch, classes)
+    plot_batch(batch["image"], labels, path, "what the first step sees")
 
 
 def _first_bad(tree: Any, path: str = "") -> str | None:

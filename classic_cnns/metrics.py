@@ -13,12 +13,20 @@ from clu import metrics
 
 @flax.struct.dataclass
 class Accuracy(metrics.Average):
-    """Share of examples whose label is the largest logit; masked examples do not count."""
+    """Share of examples whose label is the largest logit; masked examples do not count.
+
+    Of an image mixed of two, each label counts as much as its share in the target.
+    """
 
     @classmethod
-    def from_model_output(cls, *, logits, labels, mask=None, **_) -> "Accuracy":  # type: ignore
-        """From (N, classes) logits and (N,) labels."""
-        hit = (logits.argmax(-1) == labels).astype(jnp.float32)
+    def from_model_output(  # type: ignore
+        cls, *, logits, labels, labels2=None, share2=None, mask=None, **_
+    ) -> "Accuracy":
+        """From (N, classes) logits and (N,) labels, if mixed with labels2 and share2."""
+        best = logits.argmax(-1)
+        hit = (best == labels).astype(jnp.float32)
+        if labels2 is not None:
+            hit = (1 - share2) * hit + share2 * (best == labels2)
         return super().from_model_output(values=hit, mask=mask)
 
 

@@ -1,10 +1,13 @@
-"""curves.png: what a training did, redrawn from its records."""
+"""PNGs of a run: the curves of its records, and a batch of its images."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 Records = list[dict[str, Any]]
 
@@ -53,6 +56,52 @@ def plot_curves(records: Records, path: Path, title: str) -> None:
     panels[2].plot([r["epoch"] for r in rates], [r["learning_rate"] for r in rates], color="C2")
     panels[2].set(xlabel="epoch", ylabel="learning rate")
     panels[2].grid(alpha=0.3)
+    _save(figure, path)
+
+
+def plot_batch(images: np.ndarray, labels: Sequence[str], path: Path, title: str) -> None:
+    """Draws up to 32 training images as the network sees them, before normalisation.
+
+    Args:
+        images: (N, H, W, C) with C = 1 or 3, uint8 or floats on the same scale.
+        labels: what to write above each, see `batch_labels`.
+        path: of the PNG, replaced in one step.
+        title: above the figure.
+    """
+    from matplotlib.figure import Figure
+
+    images = np.clip(np.round(np.asarray(images[:32])), 0, 255).astype(np.uint8)
+    columns = min(8, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.7 * columns, 1.9 * rows + 0.4), layout="constrained")
+    figure.suptitle(title, parse_math=False)
+    for axes, image, label in zip(
+        figure.subplots(rows, columns, squeeze=False).flat, images, labels, strict=False
+    ):
+        pixels = np.broadcast_to(image, (*image.shape[:2], 3)) if image.shape[2] == 1 else image
+        axes.imshow(pixels, interpolation="nearest")
+        axes.set_title(label, fontsize=7, parse_math=False)
+    for axes in figure.axes:
+        axes.axis("off")
+    _save(figure, path)
+
+
+def batch_labels(batch: dict[str, Any], classes: Sequence[str]) -> list[str]:
+    """Class names of a batch; of mixed images both, as in "cat 0.70 + dog 0.30".
+
+    Args:
+        batch: "label" (N,) and, where images are mixed, "label2" and "share2" (N,).
+        classes: names in the order of the labels.
+    """
+    names = [classes[int(i)] for i in batch["label"]]
+    if "label2" not in batch:
+        return names
+    shares = [float(s) for s in batch["share2"]]
+    others = [classes[int(i)] for i in batch["label2"]]
+    return [f"{a} {1 - s:.2f} + {b} {s:.2f}" for a, b, s in zip(names, others, shares, strict=True)]
+
+
+def _save(figure: Any, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=110)
     os.replace(temporary, path)

@@ -15,12 +15,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from classic_cnns.data.augment import Augment, normalize
-from classic_cnns.losses import cross_entropy
+from classic_cnns.data.augment import Augment, Batch, normalize
+from classic_cnns.losses import cross_entropy, mixed_cross_entropy
 from classic_cnns.metrics import EvalMetrics, TrainMetrics
 from classic_cnns.train_state import TrainState
 
-Batch = dict[str, jax.Array]
+
+def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """The keys of augmentation and dropout of a step; nothing else in it is random."""
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return augment_key, dropout_key
+
+
+def augmented(batch: Batch, augment: Augment | None, seed: int, step: jax.Array | int) -> Batch:
+    """The batch that step number `step` trains on, before normalisation."""
+    return batch if augment is None else augment(step_keys(seed, step)[0], batch)
 
 
 def train_step(
@@ -42,24 +51,24 @@ def train_step(
 
     Args:
         state: current state.
-        batch: "image" (N, H, W, C) uint8 and "label" (N,) int32.
+        batch: "image" (N, H, W, C) uint8 and "label" (N,) int32; "index" and "epoch" (N,) int32
+            where the augmentation needs them.
         model: linen module taking (images, train=True).
         tx: optimiser.
         mean, std: per channel, for pixels on the scale 0…1.
-        augment: function of (key, uint8 images), see `data.augment`.
+        augment: function of (key, batch), see `data.augment.create_augment`.
         label_smoothing: see `losses.cross_entropy`.
         aux_weight: of the losses of auxiliary classifiers, which a network puts into the collection
             "aux_logits" (GoogLeNet, section 5); the loss that is returned is without them.
         seed: of augmentation and dropout.
 
     Returns:
-        The next state and {"loss" (N,), "logits" (N, classes), "labels", "grad_norm", "finite"}.
+        The next state and {"loss" (N,), "logits" (N, classes), "labels", "grad_norm", "finite"},
+        with "labels2" and "share2" (N,) where images are mixed.
     """
-    augment_key, dropout_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(seed), state.step)
-    )
-    images = batch["image"] if augment is None else augment(augment_key, batch["image"])
-    images = normalize(images, mean, std)
+    batch = augmented(batch, augment, seed, state.step)
+    images = normalize(batch["image"], mean, std)
+    dropout_key = step_keys(seed, state.step)[1]
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
         logits, updated = model.apply(
@@ -69,10 +78,10 @@ def train_step(
             mutable=["batch_stats", "aux_logits"],
             rngs={"dropout": dropout_key},
         )
-        losses = cross_entropy(logits, batch["label"], label_smoothing)
+        losses = mixed_cross_entropy(logits, batch, label_smoothing)
         total = losses.mean()
         for aux in jax.tree.leaves(updated.get("aux_logits", {})):
-            total += aux_weight * cross_entropy(aux, batch["label"], label_smoothing).mean()
+            total += aux_weight * mixed_cross_entropy(aux, batch, label_smoothing).mean()
         return total, (losses, logits, updated.get("batch_stats", {}))
 
     (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
@@ -88,6 +97,8 @@ def train_step(
     )
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     out = {"loss": losses, "logits": logits, "labels": batch["label"], "grad_norm": grad_norm}
+    if "label2" in batch:
+        out |= {"labels2": batch["label2"], "share2": batch["share2"]}
     return new, {**out, "finite": finite}
 
 

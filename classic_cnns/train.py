@@ -18,7 +18,7 @@ from classic_cnns import failures, resume, rundir, signals
 from classic_cnns import mirror as mirror_lib
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data.loaders import ResidentLoader, create_loader
-from classic_cnns.diagnose import explain_non_finite
+from classic_cnns.diagnose import draw_first_batch, explain_non_finite
 from classic_cnns.errors import NonFiniteError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.header import advice, decoding_bar, describe
@@ -91,7 +91,7 @@ def _train(
     dataset = start.normalize_as_before(dataset)
     mean, std = dataset.preprocess.mean, dataset.preprocess.std
     model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape, **start.fields)
-    augment = config_lib.augment_from(config)
+    augment = config_lib.augment_from(config, dataset)
     mesh = create_mesh()
     check_batch_size(config.batch_size, mesh)
     spans = config_lib.durations(config, len(dataset.train))
@@ -172,6 +172,9 @@ def _train(
         files = stack.enter_context(MetricFiles(workdir, step, workdir.name))
         stack.enter_context(display)
         stop = stack.enter_context(signals.watch(grace, deadline))
+        if step == 0:
+            first = workdir / "train_batch.png"
+            draw_first_batch(loaders["train"], augment, config.seed, dataset.classes, first)
         display.start(step)
         clock, started = Clock(config.batch_size), time.monotonic()
         checkpoints.prepare({"state": state, "progress": progress})

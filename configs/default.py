@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 DATASETS = {
     "digits": {"data": {"val_fraction": 0.2, "test_fraction": 0.2}, "augment": {"crop_padding": 2}},
     "mnist": {"augment": {"crop_padding": 2, "crop_mode": "constant"}},
-    "fashion_mnist": {"augment": {"crop_padding": 2, "flip": True}},
-    "cifar10": {"augment": {"crop_padding": 4, "flip": True}},
-    "cifar100": {"augment": {"crop_padding": 4, "flip": True}},
-    "folder": {"data": {"image_size": 224}, "augment": {"crop_padding": 28, "flip": True}},
-    "images_set": {"data": {"image_size": 112}, "augment": {"crop_padding": 14, "flip": True}},
+    "fashion_mnist": {"augment": {"crop_padding": 2, "flip": "random"}},
+    "cifar10": {"augment": {"crop_padding": 4, "flip": "random"}},
+    "cifar100": {"augment": {"crop_padding": 4, "flip": "random"}},
+    "folder": {"data": {"image_size": 224}, "augment": {"crop_padding": 28, "flip": "random"}},
+    "images_set": {"data": {"image_size": 112}, "augment": {"crop_padding": 14, "flip": "random"}},
     "fake": {},
 }
 
@@ -82,14 +82,33 @@ def get_config(dataset: str = "digits") -> ConfigDict:
 
     # On the device, inside the training step.
     config.augment = ConfigDict()
+    # A random part of every image, resized: smallest and largest share of its area, for example
+    # (0.25, 1.0); () = off.
+    config.augment.random_resized_crop = ()
     # Shift by up to this many pixels; 0 = off.
     config.augment.crop_padding = 0
     # What comes in from outside: "reflect" or "constant" (black).
     config.augment.crop_mode = "reflect"
-    # Mirror half of the images.
-    config.augment.flip = False
+    # Mirror left to right: "none", "random" = by the toss of a coin, "alternating" = every image
+    # in every other epoch.
+    config.augment.flip = "none"
+    # Random operations: "none", "randaugment" (two of moderate strength for each image) or
+    # "trivialaugment" (one of any strength).
+    config.augment.auto_augment = "none"
+    # Most that (brightness, contrast, saturation, hue) change, for example (0.4, 0.4, 0.4, 0.1);
+    # () = off.
+    config.augment.color_jitter = ()
+    # Share of the images that lose a rectangle.
+    config.augment.random_erasing = 0.0
+    # What takes its place: "const" (black) or "pixel" (noise).
+    config.augment.erasing_mode = "const"
     # Side of a black square at a random place, in pixels; 0 = off.
     config.augment.cutout_size = 0
+    # Blend images in pairs, with shares from Beta(alpha, alpha); 0 = off. 0.2 for photos.
+    config.augment.mixup_alpha = 0.0
+    # Paste a part of another image, with shares from Beta(alpha, alpha); 0 = off. Usually 1.
+    # With both alphas, each batch gets one of the two.
+    config.augment.cutmix_alpha = 0.0
 
     # Images a step, over all devices.
     config.batch_size = 64

@@ -18,7 +18,7 @@ def config() -> ConfigDict:
     from configs import default
 
     config = default.get_config("fake")
-    config.augment.update(crop_padding=2, flip=True)
+    config.augment.update(crop_padding=2, flip="random")
     config.num_steps = 60
     config.batch_size = 32
     config.log_every_steps = 7

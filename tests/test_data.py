@@ -1,4 +1,4 @@
-"""Sources, splits, augmentation, order."""
+"""Sources, splits, order."""
 
 import gzip
 import hashlib
@@ -8,13 +8,11 @@ import struct
 import tarfile
 import threading
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
-from classic_cnns.data import archives, augment, create_dataset
+from classic_cnns.data import archives, create_dataset
 from classic_cnns.data.archives import Archive, Download, Member
 from classic_cnns.data.preprocess import decode_image
 from classic_cnns.data.splits import stratified_split
@@ -265,70 +263,3 @@ def test_parsing_of_the_official_formats():
     )
     np.testing.assert_array_equal(images.ravel(), raw)
     assert labels.tolist() == [3, 4]
-
-
-# ---- augmentation
-
-
-def images(n=32, size=9, channels=2):
-    return jax.random.randint(jax.random.key(5), (n, size, size, channels), 1, 256).astype(
-        jnp.uint8
-    )
-
-
-@pytest.mark.parametrize("mode", ["reflect", "constant"])
-def test_crop_is_pad_and_crop(mode):
-    x, pad = images(), 3
-    out = np.asarray(augment.random_crop(jax.random.key(0), x, pad, mode))
-    padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
-    found = []
-    for i in range(len(x)):
-        places = [
-            (r, c)
-            for r in range(2 * pad + 1)
-            for c in range(2 * pad + 1)
-            if np.array_equal(out[i], padded[i, r : r + 9, c : c + 9])
-        ]
-        assert len(places) == 1
-        found += places
-    assert len(set(found)) > 15
-    assert {0, 2 * pad} <= {r for r, _ in found} | {c for _, c in found}
-
-
-def test_flip_mirrors_about_half():
-    x = images(200)
-    out = augment.random_flip(jax.random.key(0), x)
-    same = (out == x).all((1, 2, 3))
-    mirrored = (out == x[:, :, ::-1]).all((1, 2, 3))
-    assert (same | mirrored).all()
-    assert 70 < int(mirrored.sum()) < 130
-
-
-def test_cutout_zeroes_one_square():
-    out = np.asarray(augment.cutout(jax.random.key(0), images(64), 4))
-    areas = set()
-    for image in out:
-        rows, cols = np.nonzero((image == 0).all(-1))
-        height, width = np.ptp(rows) + 1, np.ptp(cols) + 1
-        assert len(rows) == height * width
-        assert max(height, width) <= 4
-        areas.add((height, width))
-    assert (4, 4) in areas
-    assert len(areas) > 1
-
-
-def test_normalize():
-    x = jnp.array([[[[0, 255]]]], jnp.uint8)
-    out = augment.normalize(x, (0.5, 0.2), (0.25, 0.4))
-    np.testing.assert_allclose(out.ravel(), [-2.0, 2.0], rtol=1e-6)
-
-
-def test_augmentation_is_a_function_of_the_key():
-    f = augment.create_augment(crop_padding=2, flip=True, cutout_size=3)
-    x = images()
-    np.testing.assert_array_equal(f(jax.random.key(1), x), f(jax.random.key(1), x))
-    assert not np.array_equal(f(jax.random.key(1), x), f(jax.random.key(2), x))
-    plain = augment.create_augment()
-    np.testing.assert_array_equal(plain(jax.random.key(1), x), x)
-    with pytest.raises(ConfigError, match="crop_mode"):
-        augment.create_augment(crop_mode="zero")

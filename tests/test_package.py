@@ -88,6 +88,8 @@ def test_imports_point_one_way():
             "cli.py",
             "commandline.py",
             "config.py",
+            "failures.py",
+            "resume.py",
             "train.py",
             "header.py",
             "loading.py",

@@ -5,6 +5,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -146,3 +147,29 @@ def test_all_wrong_settings_at_once():
         create_dataset("folder", loader="steam", on_bad_image="ignore", workers=-1)
     for text in ('did you mean "stream"', "data.on_bad_image", "data.workers", "data.dir is empty"):
         assert text in str(error.value)
+
+
+def test_random_crops_come_from_larger_squares_or_from_the_host(table):
+    from classic_cnns import config as config_lib
+    from configs import default
+
+    root, rows = table
+    config = default.get_config("folder")
+    config.data.update(source="csv", dir=write(root / "l.csv", ["path", "label"], rows))
+    config.data.image_size, config.augment.crop_padding = 21, 0
+    config.augment.random_resized_crop, config.augment.flip = (0.2, 0.5), "none"
+    for loader, side, scale in (("resident", 24, (0.2, 0.5)), ("stream", 21, (0.2, 0.5))):
+        config.data.loader = loader
+        data = config_lib.dataset_from(config)
+        assert data.image_shape == (21, 21, 3)
+        settings = config_lib.loader_settings(config, data, "train")
+        assert settings["crop_scale"] == scale
+        assert config_lib.loader_settings(config, data, "val")["crop_scale"] == ()
+        images = np.arange(24 * 24 * 3, dtype=np.uint32).astype(np.uint8).reshape(1, 24, 24, 3)
+        images = images[:, :side, :side]
+        batch = config_lib.augment_from(config, data)(jax.random.key(0), {"image": images})
+        assert batch["image"].shape == (1, 21, 21, 3)
+        if loader == "stream":  # cropped already
+            np.testing.assert_array_equal(batch["image"], images)
+        else:
+            assert data.train.images.shape[1] == 24

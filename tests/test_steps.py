@@ -21,7 +21,7 @@ from classic_cnns.steps import Progress, eval_step, train_on, train_step
 from classic_cnns.train_state import create_train_state
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
-AUGMENT = create_augment(crop_padding=2, flip=True, cutout_size=4)
+AUGMENT = create_augment(crop_padding=2, flip="random", cutout_size=4)
 
 
 def split(n=64):

@@ -94,8 +94,8 @@ def test_stopped_and_continued_is_the_same_to_the_bit(config, tmp_path, monkeypa
 
 
 def test_a_streamed_run_continues_to_the_bit(config, tmp_path, monkeypatch):
-    images = fake(16, count=120)["all"]
-    for i, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
+    made = fake(16, count=120)["all"]
+    for i, (pixels, label) in enumerate(zip(made.images, made.labels, strict=True)):
         folder = tmp_path / "photos" / str(label)
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{i}.png")
@@ -111,6 +111,9 @@ def test_a_streamed_run_continues_to_the_bit(config, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(parts))
     assert records(tmp_path / "a") == records(tmp_path / "b")
     assert len(records(tmp_path / "a")[-1]["eval_recall"]) == 10
+
+    images = (tmp_path / "a" / "train_batch.png").read_bytes()
+    assert images.startswith(b"\x89PNG")
 
     config.data.loader = "resident"  # the same images, kept in memory: the same training
     again, _ = classic_cnns.train_and_evaluate(config, tmp_path / "c")

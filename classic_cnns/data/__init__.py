@@ -58,7 +58,7 @@ def create_dataset(
     workers: int = 0,
     on_bad_image: str = "error",
     max_bad_fraction: float = 0.001,
-    train_size: int = 0,
+    train_margin: float = 1.0,
     preprocess: Preprocess | None = None,
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
 ) -> Dataset:
@@ -85,8 +85,8 @@ def create_dataset(
         workers: threads that decode; 0 = one a core.
         on_bad_image: "error", or "skip" files that cannot be decoded.
         max_bad_fraction: share of the files up to which they may be skipped.
-        train_size: side at which decoded training images are kept, for random crops from them;
-            0 = image_size.
+        train_margin: sides of decoded training images, as a factor of image_size, for random
+            crops from them.
         preprocess: of a run, in place of image_size, resize and the statistics of the source.
         progress: called with a text and a total; returns a function to call with what was done.
 
@@ -127,11 +127,10 @@ def create_dataset(
         )
     warnings: list[str] = []
     if found["train"].encoded:
-        stay = _stays_encoded(found, size, train_size or size, channels, loader, resident_gb, cache)
+        side = round(size * train_margin)
+        stay = _stays_encoded(found, size, side, channels, loader, resident_gb, cache)
         if not stay:
-            stored = dataclasses.replace(
-                preprocess, image_shape=((train_size or size), (train_size or size), channels)
-            )
+            stored = dataclasses.replace(preprocess, image_shape=(side, side, channels))
             decode = functools.partial(
                 _decode,
                 directory=_cache_dir(cache),
@@ -185,7 +184,7 @@ def _check_settings(source: str, given: dict[str, Any]) -> None:
     for name, values in (("loader", LOADERS), ("on_bad_image", ("error", "skip"))):
         if given[name] not in values:
             problems.append(f'unknown data.{name} "{given[name]}": {nearest(given[name], values)}')
-    for name in ("image_size", "workers", "train_size", "resident_gb"):
+    for name in ("image_size", "workers", "resident_gb"):
         if given[name] < 0:
             problems.append(f"data.{name} is {given[name]}: use 0 or more")
     if source in ("folder", "images_set", "csv", "npz") and not given["dir"]:
