@@ -159,6 +159,13 @@ def test_every_truncation_is_an_error(write, tmp_path):
             read_torch(path)
 
 
+def test_a_length_beyond_any_memory_is_an_error(tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"\x80\x02\x8e" + (2**62).to_bytes(8, "little") + b"abc.")
+    with pytest.raises(DataError, match="x\\.pt"):
+        read_torch(path)
+
+
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")  # of Python's own parser of opcodes
 @settings(max_examples=300, deadline=None)
 @given(st.data())

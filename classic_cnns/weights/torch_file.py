@@ -12,6 +12,7 @@ import math
 import mmap
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,16 @@ def read_torch(path: str | Path) -> Any:
         raise DataError(
             f"{path}: not a readable PyTorch file: {reason}. Fix: another file"
         ) from error
-    except (zipfile.BadZipFile, NotImplementedError, OverflowError, RecursionError) as error:
-        raise DataError(f"{path}: damaged: {error}. Fix: another file") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        MemoryError,  # a length that no file has
+        NotImplementedError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path}: damaged: {reason}. Fix: another file") from error
 
 
 def _read_zip(path: Path) -> Any:
