@@ -1,7 +1,7 @@
 """Checkpoints that are complete or not there: orbax writes, this file decides what counts.
 
-    checkpoints/700/            one step, finished: renamed into place after everything below was
-        written state/                  orbax
+    checkpoints/700/            one step, finished: renamed into place when all of it was written
+        state/                  orbax
         MANIFEST.json           step, notes, shapes, the run, and the SHA-256 of every file
     checkpoints/.tmp-800/       being written, or left by a kill: removed at the next start
     checkpoints/.old-600/       being deleted, likewise
@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from classic_cnns import manifest as manifest_lib
-from classic_cnns.errors import ClassicCNNsWarning, NonFiniteError, Stopped, WorkdirError
+from classic_cnns.errors import ClassicCNNsWarning, NonFiniteError, Stopped, WorkdirError, gone
 from classic_cnns.manifest import MANIFEST
 from classic_cnns.saved import SavedCheckpoints
 from classic_cnns.snapshot import Snapshot, check_finite
@@ -147,10 +147,7 @@ class Checkpoints(SavedCheckpoints):
             raise
         except Exception as error:
             if not self.directory.is_dir():
-                raise WorkdirError(
-                    f"{self.directory} is gone: was it removed during the training? Fix: start "
-                    "again with another --workdir"
-                ) from error
+                raise gone(self.directory) from error
             if not _is_full(error):
                 raise WorkdirError(
                     f"checkpoint {self._step} could not be written to {self.directory}: "

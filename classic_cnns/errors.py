@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ClassicCNNsError(Exception):
@@ -57,6 +58,14 @@ class Stopped(ClassicCNNsError):
 
 class ClassicCNNsWarning(UserWarning):
     """Something that training goes on after and a person should know."""
+
+
+def gone(directory: Path) -> WorkdirError:
+    """The error for a directory that was there when the training began."""
+    return WorkdirError(
+        f"{directory} is gone: was it removed during the training? Fix: start again with another "
+        "--workdir"
+    )
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from classic_cnns.data.loaders import Batch, Loader
+from classic_cnns.data.loaders import Loader
+from classic_cnns.data.mixing import Batch
 from classic_cnns.errors import ConfigError
 from classic_cnns.loading import LoadedRun
 from classic_cnns.metrics import EvalMetrics

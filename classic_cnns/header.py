@@ -45,13 +45,9 @@ def describe(
         f"data       {dataset.source}: {height}×{width}×{channels}, {dataset.num_classes} "
         f"classes; {dataset.note}",
     ]
-    for name in ("train", "val", "test"):
-        split = getattr(dataset, name)
-        if split is not None:
-            lines.append(
-                f"  {name:<8} {len(split):,} images: "
-                f"{_per_class(dataset, split.counts(dataset.num_classes))}"
-            )
+    for name, split in dataset.splits.items():
+        counts = _per_class(dataset, split.counts(dataset.num_classes))
+        lines.append(f"  {name:<8} {len(split):,} images: {counts}")
     decay = ""
     if optimizer.weight_decay:
         mask = jax.tree.leaves(decay_mask(state.params))

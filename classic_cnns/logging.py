@@ -17,7 +17,7 @@ from typing import IO, Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from classic_cnns.errors import ClassicCNNsWarning, WorkdirError, printable
+from classic_cnns.errors import ClassicCNNsWarning, gone, printable
 from classic_cnns.plots import plot_curves
 from classic_cnns.rundir import replace_file
 
@@ -101,10 +101,7 @@ class MetricFiles:
             yield
         except Exception as error:
             if not self.workdir.is_dir():
-                raise WorkdirError(
-                    f"{self.workdir} is gone: was it removed during the training? Fix: start "
-                    "again with another --workdir"
-                ) from error
+                raise gone(self.workdir) from error
             if what not in self._warned:
                 self._warned.add(what)
                 warnings.warn(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,38 +124,21 @@ def create_dataset(
             f"the network takes {preprocess.image_shape}, {source} has {(size, size, channels)}. "
             "Fix: other data"
         )
-    warnings: list[str] = []
+    warnings: tuple[str, ...] = ()
     if found["train"].encoded:
         side = round(size * train_margin)
         stay = _stays_encoded(found, size, side, channels, loader, resident_gb, cache)
         if not stay:
             stored = dataclasses.replace(preprocess, image_shape=(side, side, channels))
-            decode = functools.partial(
-                _decode,
+            found, warnings = cache_lib.decode_splits(
+                found,
+                {name: stored if name == "train" else preprocess for name in found},
                 directory=_cache_dir(cache),
                 workers=workers,
-                progress=progress,
-                warnings=warnings,
-            )
-            encoded = found
-            decoded = {
-                name: decode(name, split.images, stored if name == "train" else preprocess)
-                for name, split in encoded.items()
-            }
-            warnings += cache_lib.report_bad(
-                {
-                    encoded[n].images.names[i]: why
-                    for n, (_, b) in decoded.items()
-                    for i, why in b.items()
-                },
-                sum(map(len, encoded.values())),
-                limit=max_bad_fraction,
                 skip=on_bad_image == "skip",
+                max_bad_fraction=max_bad_fraction,
+                progress=progress,
             )
-            found = {
-                name: Split(pixels, encoded[name].labels).without(list(bad))
-                for name, (pixels, bad) in decoded.items()
-            }
         how = "decoded while training" if stay else "kept decoded"
         note += f"; {how}, {resize}"
     return Dataset(
@@ -168,7 +150,7 @@ def create_dataset(
         preprocess=preprocess,
         fingerprint=fingerprint(found),
         note=note,
-        warnings=tuple(warnings),
+        warnings=warnings,
     )
 
 
@@ -210,11 +192,10 @@ def _open(
     if source.startswith("tfds:"):
         opened = tfds_source.open_tfds(source.removeprefix("tfds:"), dir, names or {})
         name = source.removeprefix("tfds:").split("/")[0].split(":")[0]
-        statistics = (
-            name if name in sources.STATISTICS else "folder" if opened.channels == 3 else ""
-        )
+        unknown = "folder" if opened.channels == 3 else "mnist"
+        statistics = name if name in sources.STATISTICS else unknown
         side = image_size or opened.side or 224
-        return opened.splits, opened.classes, statistics or "mnist", side, opened.channels
+        return opened.splits, opened.classes, statistics, side, opened.channels
     if source == "digits":
         found, classes = sources.digits(image_size or 32), sources.CLASSES[source]
     elif source == "fake":
@@ -269,25 +250,3 @@ def _cache_dir(cache: str) -> Path | None:
     if not cache:
         return None
     return sources.default_dir("decoded") if cache == "default" else Path(cache).expanduser()
-
-
-def _decode(
-    name: str,
-    images: Encoded,
-    preprocess: Preprocess,
-    *,
-    directory: Path | None,
-    workers: int,
-    progress: Callable[[str, int], Callable[[int], None]] | None,
-    warnings: list[str],
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Decoded images, through the cache if there is one, and reasons for those that cannot be."""
-    advance = progress(f"decoding {name}", len(images)) if progress else None
-    if directory is not None:
-        try:
-            return cache_lib.open_cache(
-                images, preprocess, directory, workers=workers, progress=advance
-            )[:2]
-        except OSError as error:
-            warnings.append(f"no cache in {directory}: {error.strerror or error}; going on without")
-    return cache_lib.decode_all(images, preprocess, workers=workers, progress=advance)

@@ -24,11 +24,63 @@ from typing import Any
 import numpy as np
 
 from classic_cnns.data.preprocess import Preprocess
-from classic_cnns.data.splits import Encoded
+from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
 
 CHUNK = 512  # images whose pixels share one checksum
 VERSION = 1  # of the format and of what decoding yields
+
+
+Progress = Callable[[str, int], Callable[[int], None]]
+
+
+def decode_splits(
+    splits: dict[str, Split],
+    preprocess: dict[str, Preprocess],
+    *,
+    directory: Path | None,
+    workers: int,
+    skip: bool,
+    max_bad_fraction: float,
+    progress: Progress | None,
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Encoded splits as decoded ones, through the cache where there is a directory for it.
+
+    Args:
+        splits, preprocess: by name.
+        directory: of all caches, or None; where it cannot be written, that is a warning.
+        workers: see `decode_all`.
+        skip, max_bad_fraction: see `report_bad`.
+        progress: called with a text and a total; returns a function to call with what was done.
+
+    Returns:
+        The splits without the images that cannot be decoded, and warnings.
+
+    Raises:
+        DataError: see `report_bad`; over all splits at once.
+    """
+    out: dict[str, Split] = {}
+    warnings: list[str] = []
+    reasons: dict[str, str] = {}
+    for name, split in splits.items():
+        images: Encoded = split.images
+        advance = progress(f"decoding {name}", len(split)) if progress else None
+        found = None
+        if directory is not None:
+            try:
+                found = open_cache(
+                    images, preprocess[name], directory, workers=workers, progress=advance
+                )[:2]
+            except OSError as error:
+                why = error.strerror or error
+                warnings.append(f"no cache in {directory}: {why}; going on without")
+        pixels, bad = found or decode_all(
+            images, preprocess[name], workers=workers, progress=advance
+        )
+        reasons |= {images.names[i]: reason for i, reason in bad.items()}
+        out[name] = Split(pixels, split.labels).without(list(bad))
+    total = sum(map(len, splits.values()))
+    return out, (*warnings, *report_bad(reasons, total, limit=max_bad_fraction, skip=skip))
 
 
 def decode_all(

@@ -19,15 +19,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from classic_cnns.data.mixing import Batch
 from classic_cnns.data.order import Order
 from classic_cnns.data.preprocess import Preprocess, random_resized_crop
 from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
 from classic_cnns.sharding import replicate, shard_batch
 
-Batch = dict[str, jax.Array]
-Host = dict[str, np.ndarray]
-Loader = Any  # ResidentLoader | StreamLoader
+HostBatch = dict[str, np.ndarray]
 
 
 class ResidentLoader:
@@ -133,7 +132,7 @@ class StreamLoader:
         """Items of every batch."""
         yield from self._ahead(self.eval_batch, 0, -(-self.size // self.batch_size))
 
-    def train_batch(self, step: int) -> Host:
+    def train_batch(self, step: int) -> HostBatch:
         """This process's part of the batch of one step, as host arrays."""
         index, epoch = (array[self.mine] for array in self.order.step(step))
         position = step * self.batch_size + np.arange(self.batch_size)[self.mine]
@@ -145,14 +144,14 @@ class StreamLoader:
             "epoch": epoch,
         }
 
-    def eval_batch(self, number: int) -> Host:
+    def eval_batch(self, number: int) -> HostBatch:
         """This process's part of one batch of evaluation; mask is 0 where an image is bad."""
         index, mask = _padded(number * self.batch_size, self.batch_size, self.size)
         index, mask = index[self.mine], mask[self.mine]
         images = self._images(index, None, mask)
         return {"image": images, "label": self.split.labels[index], "mask": mask}
 
-    def _ahead(self, make: Callable[[int], Host], start: int, stop: int) -> Iterator[Batch]:
+    def _ahead(self, make: Callable[[int], HostBatch], start: int, stop: int) -> Iterator[Batch]:
         import grain
 
         options = grain.ReadOptions(num_threads=self.workers, prefetch_buffer_size=self.workers + 1)
@@ -216,6 +215,9 @@ class StreamLoader:
                     f"{len(self.bad)} of {self.size} images cannot be decoded: {listed}. Fix: "
                     "replace them, or a larger data.max_bad_fraction"
                 )
+
+
+Loader = ResidentLoader | StreamLoader
 
 
 def create_loader(split: Split, batch_size: int, **settings: Any) -> Loader:

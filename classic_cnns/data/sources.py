@@ -10,11 +10,12 @@ import numpy as np
 
 from classic_cnns.data import archives
 from classic_cnns.data.decode import read_file, resize_images
+from classic_cnns.data.folder import SPLIT_NAMES
 from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
 
 Splits = dict[str, Split]  # "train", "val", "test", or "all" when nothing is split yet
-SPLIT_KEYS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLIT_KEYS = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
 CLASSES = {
     "digits": tuple("0123456789"),

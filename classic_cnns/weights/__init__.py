@@ -47,6 +47,10 @@ PREPROCESSING: dict[str, dict[str, Any]] = {
 }
 
 
+# Of every network, the layer that sees the image is the first of these that it has.
+_FIRST_LAYERS = ("conv_init", "conv1_1", "conv1")
+
+
 def load_weights(
     path: str | Path,
     model: str,
@@ -95,7 +99,8 @@ def load_weights(
         preprocessing |= {"mean": [0.5] * 3, "std": [0.5] * 3}
     if tag == V2:
         preprocessing["resize"] = 232
-    first = theirs.get(str(key_of(chosen, first_layer(name), "kernel")))
+    keys = [key_of(chosen, layer, "kernel") for layer in _FIRST_LAYERS]
+    first = next((theirs[key] for key in keys if key in theirs), None)
     if first is not None and first.ndim == 4:
         channels = first.shape[2] if chosen.name == "keras" else first.shape[1]
         preprocessing["image_shape"] = (*preprocessing["image_shape"][:2], channels)
@@ -110,7 +115,7 @@ def load_weights(
         network, variables, theirs, chosen, exclude=exclude, partial=partial
     )
     if chosen.name == "keras":
-        _reverse_channels(filled, first_layer(name))
+        filled = _reversed_channels(filled)
     preprocess = Preprocess.from_dict(preprocessing)
     run = LoadedRun(
         model=network,
@@ -175,13 +180,7 @@ def export_weights(run: LoadedRun, dialect: str, path: str | Path) -> Path:
     else:
         variables = run.variables
         if dialect == "keras":
-            variables = jax.tree.map(
-                lambda a: a, dict(variables)
-            )  # other dictionaries, same arrays
-            _reverse_channels(
-                variables,
-                next(k for k in ("conv_init", "conv1_1", "conv1") if k in variables["params"]),
-            )
+            variables = _reversed_channels(variables)
         arrays = to_theirs(variables, dialects_lib.dialect(run.model, dialect))
     if path.suffix == ".npz":
         buffer = io.BytesIO()
@@ -199,14 +198,12 @@ def _unfilled(leaf: Any) -> np.ndarray:
     return np.empty(leaf.shape, leaf.dtype)
 
 
-def _reverse_channels(variables: Any, layer: str) -> None:
-    """Swaps RGB and BGR in the kernel that sees the image."""
-    variables["params"][layer]["kernel"] = variables["params"][layer]["kernel"][:, :, ::-1]
-
-
-def first_layer(name: str) -> str:
-    """The layer that sees the images."""
-    return "conv_init" if "resnet" in name else "conv1_1" if "vgg" in name else "conv1"
+def _reversed_channels(variables: Any) -> Any:
+    """The same variables with RGB and BGR swapped in the kernel that sees the image."""
+    params = dict(variables["params"])
+    layer = next(name for name in _FIRST_LAYERS if name in params)
+    params[layer] = {**params[layer], "kernel": params[layer]["kernel"][:, :, ::-1]}
+    return {**variables, "params": params}
 
 
 def _fields(
