@@ -44,9 +44,18 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def shard_batch(tree: Any, mesh: Mesh, axis: int = 0) -> Any:
     """Puts a tree of host arrays on the devices, split along one axis.
 
-    With several processes each gives its own part.
+    With several processes it must be the same tree in each.
     """
-    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    return jax.device_put(tree, _split(mesh, axis))
+
+
+def shard_parts(tree: Any, mesh: Mesh) -> Any:
+    """The same where each process has its own part of the first axis."""
     if jax.process_count() == 1:
-        return jax.device_put(tree, sharding)
-    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
+        return shard_batch(tree, mesh)
+    make = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda part: make(_split(mesh, 0), part), tree)
+
+
+def _split(mesh: Mesh, axis: int) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))

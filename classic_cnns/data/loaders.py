@@ -24,7 +24,7 @@ from classic_cnns.data.order import Order
 from classic_cnns.data.preprocess import Preprocess, random_resized_crop
 from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
-from classic_cnns.sharding import replicate, shard_batch
+from classic_cnns.sharding import replicate, shard_batch, shard_parts
 
 HostBatch = dict[str, np.ndarray]
 
@@ -156,7 +156,7 @@ class StreamLoader:
 
         options = grain.ReadOptions(num_threads=self.workers, prefetch_buffer_size=self.workers + 1)
         numbers = grain.MapDataset.range(start, stop)
-        batches = numbers.map(lambda number: shard_batch(make(int(number)), self.mesh))
+        batches = numbers.map(lambda number: shard_parts(make(int(number)), self.mesh))
         return iter(batches.to_iter_dataset(options))
 
     def _images(
