@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,7 +35,13 @@ def main() -> None:
     parser.add_argument("--tf-python", default=sys.executable)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results = {"machine": machine(), "rounds": args.rounds, "images_per_sec": {}}
+    packages = ("jax", "grain", "numpy", "opencv-python-headless", "pillow", "simplejpeg")
+    results = {
+        "machine": machine(),
+        "versions": {name: metadata.version(name) for name in packages},
+        "rounds": args.rounds,
+        "images_per_sec": {},
+    }
     for size in args.sizes:
         results["images_per_sec"][size] = row = compare(args, size)
         print(f"{size} px, median of {args.rounds} (min–max), images/s with two workers")
