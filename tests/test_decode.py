@@ -1,12 +1,14 @@
 """Decoding: the fast path against Pillow, geometry, crops, files that are not what they seem."""
 
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from classic_cnns.data import decode
+from classic_cnns.data.decode import read_file
 from classic_cnns.data.preprocess import Preprocess, crop_box, decode_image, random_resized_crop
 from classic_cnns.errors import ConfigError
 
@@ -172,3 +174,25 @@ def test_odd_kinds_of_jpeg_go_through_pillow():
     junk_before_the_end = bytearray(jpeg(photo()))
     junk_before_the_end[-2:-2] = b"junk"  # simplejpeg refuses it, Pillow does not
     assert decode_image(bytes(junk_before_the_end), 8, 8).shape == (8, 8, 3)
+
+
+def test_a_jpeg_turned_after_a_colour_profile_is_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, turned = jpeg(photo()), jpeg(photo(), exif=exif)
+    segment = turned[2 : turned.index(b"\xff\xdb")]
+    segment = segment[segment.index(b"\xff\xe1") :]
+    profile = b"ICC_PROFILE\0\1\1" + b"\xff\xda\xff\xdb" * 10_000
+    icc = b"\xff\xe2" + (len(profile) + 2).to_bytes(2) + profile
+    data = plain[:2] + icc + b"\xff" + segment + plain[2:]  # with one byte of filling
+    upright = decode_image(data, 40, 30)
+    np.testing.assert_array_equal(upright, decode_image(turned, 40, 30))
+    assert not (upright == decode_image(plain, 40, 30)).all()
+
+
+def test_reading_a_file_takes_no_more_memory_than_it_has(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(bytes(1000))
+    tracemalloc.start()
+    assert read_file(tmp_path / "a.jpg") == bytes(1000)
+    assert tracemalloc.get_traced_memory()[1] < 20_000
+    tracemalloc.stop()

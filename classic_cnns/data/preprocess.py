@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from classic_cnns.data.decode import ImageFile, resize
+from classic_cnns.data.decode import ImageFile, power_of_two, resize
 from classic_cnns.errors import ConfigError, nearest
 
 MODES = ("squash", "crop", "letterbox")
@@ -114,9 +114,10 @@ def random_resized_crop(
 ) -> np.ndarray:
     """A random part of an image file, resized (Szegedy et al., 2015; the usual crop of training).
 
-    A JPEG is scaled while decoding to the smallest of eight scales that is no smaller than the
-    result, and the rest is bilinear: faster than `Preprocess`, and for photos of 426×320 at 112
-    pixels 1.5 grey levels from it on average.
+    A JPEG is halved while decoding as long as its part stays no smaller than the result, and the
+    rest is bilinear, over areas where more than two pixels become one. That is faster than
+    `Preprocess`, and for photos of 426×320 on average 0.7 grey levels from it at 224 pixels and
+    3.0 at 112.
 
     Args:
         source: the file or its bytes.
@@ -135,11 +136,11 @@ def random_resized_crop(
 
     image = ImageFile(source)
     box = crop_box(rng, image.height, image.width, scale, ratio)
-    pixels = image.pixels(channels, min(box[2], box[3]) / size, exact=False)
+    pixels = image.pixels(channels, power_of_two(min(box[2], box[3]) / size))
     left, top, width, height = (round(v) for v in image.inside(box, pixels))
     part = pixels[top : top + max(1, height), left : left + max(1, width)]
     shrink = max(part.shape[0], part.shape[1]) / size
-    kind = cv2.INTER_AREA if shrink > 1.5 else cv2.INTER_LINEAR
+    kind = cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR
     return cv2.resize(part, (size, size), interpolation=kind).reshape(size, size, channels)
 
 
