@@ -15,7 +15,7 @@ _EXPORTS = {
     "create_dataset": "classic_cnns.data",
     "create_model": "classic_cnns.models",
     "create_optimizer": "classic_cnns.optimizers",
-    "create_schedule": "classic_cnns.optimizers",
+    "create_schedule": "classic_cnns.schedules",
     "create_train_state": "classic_cnns.train_state",
     "evaluate_run": "classic_cnns.evaluate",
     "eval_step": "classic_cnns.steps",

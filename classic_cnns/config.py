@@ -9,13 +9,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from classic_cnns.data import Dataset, create_dataset
 from classic_cnns.data.augment import Augment, create_augment
+from classic_cnns.data.loaders import Loader, create_loader
 from classic_cnns.errors import ConfigError, nearest
 from classic_cnns.models import create_model
-from classic_cnns.optimizers import create_optimizer, create_schedule
+from classic_cnns.optimizers import create_optimizer
+from classic_cnns.schedules import create_schedule, scale_by_plateau
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -41,8 +44,9 @@ FREE = (
 
 @dataclasses.dataclass(frozen=True)
 class Durations:
-    """All durations in steps; those between events need not be whole."""
+    """All durations in steps; an epoch and those between events need not be whole."""
 
+    epoch: float
     total: int
     warmup: int
     eval_every: float
@@ -76,6 +80,7 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         )
 
     result = Durations(
+        epoch=train_size / config.batch_size,
         total=int(steps(config, "", "num") + 1e-6),
         warmup=int(steps(config.schedule, "schedule.", "warmup") + 1e-6),
         eval_every=max(1.0, steps(config, "", "eval_every")),
@@ -87,6 +92,8 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         problems.append("log_every_steps is below 1: use 1 or more")
     if not 0 <= config.label_smoothing < 1:
         problems.append(f"label_smoothing is {config.label_smoothing}: use 0 or more, below 1")
+    if config.schedule.patience < 1:
+        problems.append(f"schedule.patience is {config.schedule.patience}: use 1 or more")
     if config.steps_per_dispatch < 0:
         problems.append(f"steps_per_dispatch is {config.steps_per_dispatch}: use 0 or more")
     if config.on_divergence not in ("stop", "rollback"):
@@ -120,6 +127,16 @@ def loader_settings(config: ConfigDict, dataset: Dataset, split: str) -> dict[st
         "preprocess": dataset.preprocess,
         "crop_scale": config.augment.random_resized_crop if split == "train" else (),
         "balanced": balanced,
+    }
+
+
+def loaders_from(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> dict[str, Loader]:
+    """A loader for each split."""
+    return {
+        name: create_loader(
+            split, config.batch_size, mesh=mesh, **loader_settings(config, dataset, name)
+        )
+        for name, split in dataset.splits.items()
     }
 
 
@@ -167,23 +184,35 @@ def model_from(
     return model
 
 
+def peak_rate(config: ConfigDict) -> float:
+    """The learning rate of `config.optimizer`, for its batch size where it is given per images."""
+    optimizer = config.optimizer
+    if optimizer.learning_rate_per < 0:
+        raise ConfigError(
+            f"optimizer.learning_rate_per is {optimizer.learning_rate_per}. Fix: a number of "
+            "images, or 0"
+        )
+    per = optimizer.learning_rate_per
+    return optimizer.learning_rate * (config.batch_size / per if per else 1.0)
+
+
 def optimizer_from(
     config: ConfigDict, spans: Durations, rate_scale: float = 1.0
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The optimiser and the schedule that it follows, times `rate_scale`."""
     settings: dict[str, Any] = config.schedule.to_dict()
-    for key in ("warmup_epochs", "warmup_steps"):
+    for key in ("warmup_epochs", "warmup_steps", "patience"):
         del settings[key]
-    rate = config.optimizer.learning_rate * rate_scale
+    rate = peak_rate(config) * rate_scale
     schedule = create_schedule(
         learning_rate=rate, total_steps=spans.total, warmup_steps=spans.warmup, **settings
     )
-    options = {
-        k: v for k, v in config.optimizer.items() if k not in ("name", "learning_rate", "options")
-    }
-    return create_optimizer(
-        config.optimizer.name, schedule, **options, **config.optimizer.options
-    ), schedule
+    own = ("name", "learning_rate", "learning_rate_per", "options")
+    options = {k: v for k, v in config.optimizer.items() if k not in own}
+    tx = create_optimizer(config.optimizer.name, schedule, **options, **config.optimizer.options)
+    if config.schedule.name == "plateau":
+        tx = optax.chain(tx, scale_by_plateau())
+    return tx, schedule
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import optax
 
+from classic_cnns.config import Durations
 from classic_cnns.data.augment import Augment, normalize
 from classic_cnns.data.loaders import Loader
 from classic_cnns.losses import mixed_cross_entropy
-from classic_cnns.plots import batch_labels, plot_batch
+from classic_cnns.plots import batch_labels, plot_batch, plot_schedule
 from classic_cnns.steps import augmented, fetch, step_keys
 from classic_cnns.train_state import TrainState
 
@@ -76,6 +77,13 @@ def draw_first_batch(
     batch = jax.device_get(augmented(fetch(loader.data, loader.train(0)), augment, seed, 0))
     labels = batch_labels(batch, classes)
     plot_batch(batch["image"], labels, path, "what the first step sees")
+
+
+def draw_schedule(schedule: optax.Schedule, spans: Durations, path: Path, title: str) -> None:
+    """Draws the learning rate over the training, as a PNG."""
+    steps = np.linspace(0, spans.total - 1, min(spans.total, 1000)).astype(np.int32)
+    rates = jax.vmap(schedule)(steps) + np.zeros(len(steps))  # a constant ignores its argument
+    plot_schedule(np.asarray(rates), steps / spans.epoch, path, title)
 
 
 def _first_bad(tree: Any, path: str = "") -> str | None:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from classic_cnns.config import Durations
+from classic_cnns.config import Durations, peak_rate
 from classic_cnns.data import Dataset
 from classic_cnns.models.macs import count_macs
 from classic_cnns.optimizers import decay_mask
@@ -39,6 +39,7 @@ def describe(
     stem = f", {model.stem_for(min(height, width))} stem" if hasattr(model, "stem_for") else ""
     device = mesh.devices.flat[0]
     optimizer = config.optimizer
+    per = optimizer.learning_rate_per
     lines = [
         f"model      {config.model.name}{stem}: {parameters:,} parameters, {macs / 1e9:.4g} GMACs, "
         f"{np.dtype(model.dtype).name}",  # type: ignore[attr-defined]
@@ -57,7 +58,8 @@ def describe(
         )
     lines += [
         f"optimiser  {optimizer.name}, {config.schedule.name} schedule with peak rate "
-        f"{optimizer.learning_rate:g}"
+        f"{peak_rate(config):g}"
+        f"{f' ({optimizer.learning_rate:g} per {per} images)' if per else ''}"
         f" after {spans.warmup:,} warm-up steps{decay}",
         f"training   {spans.total:,} steps of {config.batch_size} images "
         f"({spans.total * config.batch_size / len(dataset.train):.4g} epochs) on {mesh.size} × "

@@ -1,11 +1,8 @@
-"""Optimisers and learning-rate schedules by name: everything optax has, with the decay rules of
-CNNs.
-"""
+"""Optimisers by name: everything optax has, with the decay rules of CNNs."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -19,7 +16,6 @@ OPTIMIZERS = (
     "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw", "novograd",
     "optimistic_adam_v2", "radam", "rmsprop", "rprop", "sgd", "sign_sgd", "signum", "sm3", "yogi",
 )  # fmt: skip
-SCHEDULES = ("constant", "cosine", "step", "one_cycle")
 
 # Constants that differ between frameworks, read from their sources. ε is always added to the
 # corrected √v̂.
@@ -40,63 +36,6 @@ DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
         "adadelta": {"rho": 0.9, "eps": 1e-6},
     },
 }
-
-
-def create_schedule(
-    name: str,
-    learning_rate: float,
-    total_steps: int,
-    *,
-    warmup_steps: int = 0,
-    milestones: Sequence[float] = (0.5, 0.75),
-    factor: float = 0.1,
-    final_factor: float = 0.0,
-) -> optax.Schedule:
-    """Learning rate as a function of the step.
-
-    Args:
-        name: "constant"; "cosine" (to `final_factor` at the end); "step" (times `factor` at each of
-            `milestones`); "one_cycle" (linear up over `warmup_steps`, or 30 % of the training if
-            that is 0, then cosine down).
-        learning_rate: the peak.
-        total_steps: length of the training in steps.
-        warmup_steps: steps of linear rise from 0 to the peak, which count as part of the training.
-        milestones: shares of `total_steps`, rising, between 0 and 1.
-        factor: see "step".
-        final_factor: last rate as a share of the peak.
-
-    Raises:
-        ConfigError: unknown name, or a setting out of range.
-    """
-    if name not in SCHEDULES:
-        raise ConfigError(f'unknown schedule.name "{name}". Fix: {nearest(name, SCHEDULES)}')
-    if learning_rate <= 0:
-        raise ConfigError(f"optimizer.learning_rate is {learning_rate}. Fix: a number above 0")
-    if name == "one_cycle" and not warmup_steps:
-        warmup_steps = round(0.3 * total_steps)
-    if not 0 <= warmup_steps <= total_steps:
-        raise ConfigError(
-            f"the warm-up takes {warmup_steps} of {total_steps} steps. "
-            "Fix: a shorter schedule.warmup_epochs"
-        )
-    rest = max(1, total_steps - warmup_steps)
-    if name == "constant":
-        main = optax.constant_schedule(learning_rate)
-    elif name == "step":
-        if list(milestones) != sorted(milestones) or not all(0 < m < 1 for m in milestones):
-            raise ConfigError(
-                f"schedule.milestones is {tuple(milestones)}. Fix: rising shares between 0 and 1"
-            )
-        at = {round(m * total_steps) - warmup_steps: factor for m in milestones}
-        main = optax.piecewise_constant_schedule(learning_rate, at)
-    else:
-        main = optax.cosine_decay_schedule(learning_rate, rest, final_factor)
-    if not warmup_steps:
-        return main
-    rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-    # The first step already moves: step k of the warm-up has (k + 1) / warmup_steps of
-    # the peak rate.
-    return optax.join_schedules([lambda step: rise(step + 1), main], [warmup_steps])
 
 
 def create_optimizer(

@@ -86,6 +86,25 @@ def plot_batch(images: np.ndarray, labels: Sequence[str], path: Path, title: str
     _save(figure, path)
 
 
+def plot_schedule(rates: np.ndarray, epochs: np.ndarray, path: Path, title: str) -> None:
+    """Draws the learning rate over epochs.
+
+    Args:
+        rates, epochs: (N,) floats, of some steps in order.
+        path: of the PNG, replaced in one step.
+        title: above the figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(epochs, rates, color="C2")
+    axes.set(xlabel="epoch", ylabel="learning rate")
+    axes.set_title(title, parse_math=False)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def batch_labels(batch: dict[str, Any], classes: Sequence[str]) -> list[str]:
     """Class names of a batch; of mixed images both, as in "cat 0.70 + dog 0.30".
 

@@ -14,11 +14,11 @@ import jax
 from ml_collections import ConfigDict
 
 from classic_cnns import config as config_lib
-from classic_cnns import failures, resume, rundir, signals
+from classic_cnns import failures, resume, rundir, schedules, selection, signals
 from classic_cnns import mirror as mirror_lib
 from classic_cnns.checkpoints import Checkpoints
-from classic_cnns.data.loaders import ResidentLoader, create_loader
-from classic_cnns.diagnose import draw_first_batch, explain_non_finite
+from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.diagnose import draw_first_batch, draw_schedule, explain_non_finite
 from classic_cnns.errors import NonFiniteError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.header import advice, decoding_bar, describe
@@ -153,26 +153,23 @@ def _train(
         )
         train = jax.jit(functools.partial(train_on, step=one_step), donate_argnums=(0, 1))
         evaluate = create_evaluate(model, mean=mean, std=std)
-        loaders = {
-            name: create_loader(split, config.batch_size, mesh=mesh, **settings)
-            for name, split in dataset.splits.items()
-            for settings in [config_lib.loader_settings(config, dataset, name)]
-        }
+        loaders = config_lib.loaders_from(config, dataset, mesh)
 
         # ---- loop
         display = Display(spans.total)
         lines = describe(config, dataset, model, state, mesh, spans, workdir, step)
-        for line in [*lines, *start.describe(report)]:
-            display.print(line)
-        for text in dataset.warnings:
-            display.print(f"WARNING {text}")
+        lines += start.describe(report)
+        lines += [f"WARNING {text}" for text in dataset.warnings]
+        lines += [f"changed    {line}" for line in changes or ()]
         del start, given  # as large as the network
-        for line in changes or ():
-            display.print(f"changed    {line}")
+        for line in lines:
+            display.print(line)
         files = stack.enter_context(MetricFiles(workdir, step, workdir.name))
         stack.enter_context(display)
         stop = stack.enter_context(signals.watch(grace, deadline))
+        validate = functools.partial(evaluate, loader=loaders["val"], stop=stop.requested)
         if step == 0:
+            draw_schedule(schedule, spans, workdir / "schedule.png", workdir.name)
             first = workdir / "train_batch.png"
             draw_first_batch(loaders["train"], augment, config.seed, dataset.classes, first)
         display.start(step)
@@ -219,17 +216,21 @@ def _train(
                     notes.epoch_sums = notes.epoch_sums.add(sums.metrics)
                     record = {"step": step, "epoch": step * config.batch_size / len(dataset.train)}
                     record |= {f"train_{k}": float(v) for k, v in sums.metrics.compute().items()}
-                    record |= {"learning_rate": float(schedule(step - 1))} | clock.read()
+                    rate = float(schedule(step - 1)) * schedules.plateau_scale(state.opt_state)
+                    record |= {"learning_rate": rate} | clock.read()
                     files.write(record)
                     display.status(record)
             if evaluating:
                 with stopwatch.charge("eval"):
-                    values = evaluate(state, loaders["val"], stop.requested)
+                    values = validate(state)
                 notes.unevaluated = values is None
             if evaluating and values is not None:
                 record = files.records[-1] | notes.epoch_sums.means()
                 record |= {f"eval_{name}": value for name, value in values.items()}
                 notes.epoch_sums = EpochSums()
+                on_plateau = config.schedule.factor, config.schedule.patience
+                opt_state = schedules.note_evaluation(state.opt_state, values["loss"], *on_plateau)
+                state = dataclasses.replace(state, opt_state=replicate(opt_state, mesh))
                 checkpoints.poll()
                 if checkpoints.missed is not None:  # perhaps the best so far
                     notes.best = resume.best_saved(checkpoints)
@@ -264,14 +265,9 @@ def _train(
             summary = rundir.read_json(result)
             display.print(f"training is already complete at step {step}")
         else:
-            best, best_state = notes.best, state
-            if best["step"] != step and (reason := checkpoints.damage(best["step"])):
-                resume.warn(f"the best checkpoint, {best['step']}, is {reason}; using {step}")
-                values = evaluate(state, loaders["val"], stop.requested)
-                best = {"step": step, "eval_accuracy": values and values["accuracy"]}
-            elif best["step"] != step:
-                tree, _ = checkpoints.restore(best["step"], abstract)
-                best_state = replicate(tree["state"], mesh)
+            best, best_state = selection.best_state(
+                notes, step, state, checkpoints, abstract, mesh, validate
+            )
             summary = {
                 "model": config.model.name,
                 "data": config.data.source,

@@ -120,8 +120,10 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     # sgd, adam, nadam, adagrad, rmsprop, adamw, lamb, lion, …: any of
     # classic_cnns.optimizers.OPTIMIZERS.
     config.optimizer.name = "sgd"
-    # Peak rate.
+    # Peak rate, for the whole batch; or for this many images of it (256, say), so that it grows
+    # with batch_size. 0 = for the whole batch.
     config.optimizer.learning_rate = 0.05
+    config.optimizer.learning_rate_per = 0
     # Kernels only; decoupled for adamw, lamb, lion and their like, else L2 as in PyTorch's SGD.
     config.optimizer.weight_decay = 5e-4
     # Largest global norm of the gradient; 0 = no limit.
@@ -135,16 +137,24 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.optimizer.options = ConfigDict()
 
     config.schedule = ConfigDict()
-    # constant, cosine, step or one_cycle.
+    # constant, cosine, cosine_restarts, one_cycle, linear, polynomial, step, multistep, exponential
+    # or plateau; schedule.png shows it.
     config.schedule.name = "cosine"
     # Linear rise to the peak, part of the training.
     config.schedule.warmup_epochs = 1.0
     config.schedule.warmup_steps = 0
-    # Of "step": shares of the training after which the rate is multiplied by factor.
-    config.schedule.milestones = (0.5, 0.75)
+    # The rate is multiplied by factor, of "multistep" after these shares of the training, of
+    # "step" and (smoothly) "exponential" after each period, a share too, of "plateau" when the
+    # validation loss has not fallen in patience evaluations.
     config.schedule.factor = 0.1
-    # Of "cosine" and "one_cycle": last rate as a share of the peak.
+    config.schedule.milestones = (0.5, 0.75)
+    config.schedule.period = 0.3
+    config.schedule.patience = 5
+    # Of "cosine", "cosine_restarts" (after each period), "one_cycle", "linear" and "polynomial":
+    # last rate as a share of the peak.
     config.schedule.final_factor = 0.0
+    # Of "polynomial".
+    config.schedule.power = 2.0
 
     # Share of the target spread over all classes.
     config.label_smoothing = 0.0

@@ -1,4 +1,4 @@
-"""Optimisers against hand-written recursions; schedules against their formulas."""
+"""Optimisers against hand-written recursions."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from classic_cnns.errors import ConfigError
-from classic_cnns.optimizers import OPTIMIZERS, create_optimizer, create_schedule, decay_mask
+from classic_cnns.optimizers import OPTIMIZERS, create_optimizer, decay_mask
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([0.5])}
 GRADS = [
@@ -110,26 +110,3 @@ def test_wrong_names_say_the_nearest():
         create_optimizer("adam", 0.1, beta1=0.9)
     with pytest.raises(ConfigError, match=r'defaults "kras".*"keras"'):
         create_optimizer("adam", 0.1, defaults="kras")
-    with pytest.raises(ConfigError, match=r'"cosin".*"cosine"'):
-        create_schedule("cosin", 0.1, 10)
-    with pytest.raises(ConfigError, match="warm-up takes 11 of 10"):
-        create_schedule("cosine", 0.1, 10, warmup_steps=11)
-    with pytest.raises(ConfigError, match="milestones"):
-        create_schedule("step", 0.1, 10, milestones=(0.9, 0.1))
-
-
-def test_schedules():
-    def rates(*args, **kwargs):
-        schedule = create_schedule(*args, **kwargs)
-        return [float(schedule(step)) for step in range(11)]
-
-    assert rates("constant", 0.5, 10) == [0.5] * 11
-    cosine = rates("cosine", 1.0, 10, warmup_steps=4, final_factor=0.1)
-    np.testing.assert_allclose(cosine[:5], [0.25, 0.5, 0.75, 1.0, 1.0], rtol=1e-6)
-    np.testing.assert_allclose(cosine[7], 0.1 + 0.9 * 0.5, rtol=1e-6)
-    np.testing.assert_allclose(cosine[10], 0.1, rtol=1e-6)
-    stepped = rates("step", 1.0, 10, milestones=(0.5, 0.8), factor=0.1, warmup_steps=1)
-    np.testing.assert_allclose(stepped, [1.0] * 5 + [0.1] * 3 + [0.01] * 3, rtol=1e-5)
-    cycle = rates("one_cycle", 1.0, 10)
-    assert int(np.argmax(cycle)) in (2, 3)
-    assert cycle[10] < 1e-6

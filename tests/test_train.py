@@ -60,7 +60,8 @@ def test_a_run_and_its_directory(config, tmp_path, capsys):
     assert summary["val_accuracy"] == max(r["eval_accuracy"] for r in evals)
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [25, 50, 60]
-    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("curves", "schedule"):
+        assert (tmp_path / "run" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "run" / "tensorboard").iterdir())
     info = rundir.read_json(tmp_path / "run" / "run.json")
     assert len(info["classes"]) == 10
@@ -220,7 +221,9 @@ def test_durations(config):
     config.num_steps = config.schedule.warmup_steps = config.checkpoint_every_steps = 0
     config.num_epochs, config.batch_size, config.eval_every_epochs = 2.0, 64, 0.5
     spans = durations(config, 100)
-    assert spans == Durations(total=3, warmup=1, eval_every=1.0, checkpoint_every=100 / 64)
+    assert spans == Durations(
+        100 / 64, total=3, warmup=1, eval_every=1.0, checkpoint_every=100 / 64
+    )
     assert [next_event(step, 2.5) for step in range(8)] == [2, 2, 5, 5, 5, 7, 7, 10]
     assert [next_event(step, 3) for step in range(4)] == [3, 3, 3, 6]
 
