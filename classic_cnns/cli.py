@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from classic_cnns.errors import ClassicCNNsError, ConfigError
+from classic_cnns.errors import ClassicCNNsError, ConfigError, printable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     except ClassicCNNsError as error:
         if args.debug:
             raise
-        print(f"ERROR {error}", file=sys.stderr)
+        lines = map(printable, f"ERROR {error}".split("\n"))  # names in files may hold anything
+        print("\n".join(lines), file=sys.stderr)
         return error.exit_code
     return 0
 

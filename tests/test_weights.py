@@ -1,13 +1,9 @@
-"""Weight files: what they hold comes in and goes out to the bit; what is hostile or damaged is
-refused.
+"""Weight files: what they hold comes in and goes out to the bit.
 
 Files of the formats are made here by hand, byte by byte, so that no other library is needed.
 """
 
-import contextlib
 import json
-import os
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -16,9 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch_files import Call, Stub, Tensor, write_legacy, write_zip
+from torch_files import Tensor, write_legacy, write_zip
 
 import classic_cnns
 from classic_cnns import cli
@@ -68,128 +62,6 @@ def test_other_types(tmp_path):
     np.testing.assert_array_equal(out["h"], half)
     np.testing.assert_array_equal(out["b"].astype(np.float32), NUMBERS)
     assert out["i"].tolist() == [7, -1]
-
-
-HOSTILE = {
-    "os.system": Call(Stub("posix", "system"), "touch HACKED"),
-    "eval": Call(Stub("builtins", "eval"), "open('HACKED', 'w')"),
-    "getattr": Call(Stub("builtins", "getattr"), Stub("os", "path"), "join"),
-    "a module": Stub("torch.nn.modules.linear", "Linear"),
-    "numpy": Call(Stub("numpy.core.multiarray", "_reconstruct"), 1),
-    "torch.load": Call(Stub("torch.serialization", "load"), "x"),
-    "a call of a storage": Call(Stub("torch", "FloatStorage"), 10**12),
-    "a call of a dict": Call({}, 1),
-    "a bare name": Stub("collections", "OrderedDict"),
-    "a set": {1, 2},
-    "a huge shape": Tensor("0", 24, (10**6, 10**6)),
-    "an expanded view": Tensor("0", 24, (10**9,), (0,)),
-    "a negative offset": Tensor("0", 24, (2,), offset=-1),
-    "a negative stride": Tensor("0", 24, (2,), (-1,)),
-    "beyond the end": Tensor("0", 24, (25,)),
-    "another storage": Tensor("9", 24, (2,)),
-    "strides that do not match": Tensor("0", 24, (2, 3), (1,)),
-}
-
-
-@pytest.mark.parametrize("write", [write_zip, write_legacy])
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_programs_are_refused(name, write, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = write(tmp_path / "x.pt", {"w": HOSTILE[name]}, {"0": NUMBERS.tobytes()})
-    with pytest.raises(DataError, match=r"x\.pt: .*Fix: another file"):
-        read_torch(path)
-    assert os.listdir(tmp_path) == ["x.pt"]
-
-
-def test_refused_names_are_told(tmp_path):
-    path = write_zip(tmp_path / "x.pt", {"w": HOSTILE["os.system"]}, {})
-    with pytest.raises(DataError, match=r"refers to posix\.system, which is refused"):
-        read_torch(path)
-
-
-@pytest.mark.parametrize(
-    ("raw", "text"),
-    [
-        (
-            b"\x80\x02}q\x00(X\x01\x00\x00\x00aK\x01X\x01\x00\x00\x00aK\x02u.",
-            "the key 'a' is there twice",
-        ),
-        (b"\x80\x02}q\x00r\xff\xff\xff\xffh\x07.", "7"),  # a memo index of 4 billion costs nothing
-        (b"\x80\x02X\xff\xff\xff\x7fa.", "expected"),  # a string of 2 GB in 9 bytes
-        (b"\x80\x02K\x01", "not a readable"),
-        (b"\x80\x02(((((", "not a readable"),
-        (b"\x80\x02c__builtin__\nexec\n.", "exec, which is refused"),
-        (b"\x80\x02i__builtin__\nexec\n.", "opcode INST"),
-    ],
-)
-def test_malformed_programs(raw, text, tmp_path):
-    with pytest.raises(DataError, match=text):
-        read_torch(write_zip(tmp_path / "x.pt", raw, {}))
-
-
-def test_files_that_are_something_else(tmp_path):
-    (tmp_path / "text.pt").write_text("hello")
-    (tmp_path / "empty.pt").write_bytes(b"")
-    bomb = write_zip(
-        tmp_path / "bomb.pt",
-        {"w": Tensor("0", 10**6, (10**6,))},
-        {"0": bytes(4 * 10**6)},
-        zipfile.ZIP_DEFLATED,
-    )
-    assert bomb.stat().st_size < 20_000
-    (tmp_path / "dir.pt").mkdir()
-    for name, text in (
-        ("text.pt", "neither a zip file nor a pickle"),
-        ("empty.pt", "neither"),
-        ("bomb.pt", "compressed, which torch.save never does"),
-        ("dir.pt", "directory"),
-        ("none.pt", "no such file"),
-    ):
-        with pytest.raises(DataError, match=text):
-            read_torch(tmp_path / name)
-
-
-@pytest.mark.parametrize("write", [write_zip, write_legacy])
-def test_every_truncation_is_an_error(write, tmp_path):
-    path = write(tmp_path / "x.pt", {"w": Tensor("0", 24, (24,))}, {"0": NUMBERS.tobytes()})
-    data = path.read_bytes()
-    for length in range(0, len(data) - 1, 7):
-        path.write_bytes(data[:length])
-        with pytest.raises(DataError):
-            read_torch(path)
-
-
-def test_a_length_beyond_any_memory_is_an_error(tmp_path):
-    path = tmp_path / "x.pt"
-    path.write_bytes(b"\x80\x02\x8e" + (2**62).to_bytes(8, "little") + b"abc.")
-    with pytest.raises(DataError, match="x\\.pt"):
-        read_torch(path)
-
-
-@pytest.mark.filterwarnings("ignore:invalid escape sequence")  # of Python's own parser of opcodes
-@settings(max_examples=300, deadline=None)
-@given(st.data())
-def test_random_damage_is_an_error_or_a_value(tmp_path_factory, data):
-    directory = tmp_path_factory.mktemp("fuzz")
-    write = data.draw(st.sampled_from([write_zip, write_legacy]))
-    path = write(
-        directory / "x.pt", {"w": Tensor("0", 24, (4, 6)), "n": [1]}, {"0": NUMBERS.tobytes()}
-    )
-    raw = bytearray(path.read_bytes())
-    for _ in range(data.draw(st.integers(1, 6))):
-        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
-    path.write_bytes(raw)
-    with contextlib.suppress(DataError):
-        read_torch(path)
-
-
-@pytest.mark.filterwarnings("ignore:invalid escape sequence")
-@settings(max_examples=300, deadline=None)
-@given(st.binary(max_size=60))
-def test_random_programs_are_errors_or_values(tmp_path_factory, body):
-    path = write_zip(tmp_path_factory.mktemp("fuzz") / "x.pt", b"\x80\x02" + body + b".", {})
-    with contextlib.suppress(DataError):
-        read_torch(path)
 
 
 # ---- names
@@ -299,7 +171,7 @@ def test_containers_and_prefixes():
         assert list(unwrap(value)) == ["a.weight"]
     with pytest.raises(DataError, match="no weights found"):
         unwrap({"epoch": 3})
-    with pytest.raises(DataError, match="twice"):
+    with pytest.raises(DataError, match=r"the key 'a\.weight' is there twice"):
         unwrap({"a.weight": NUMBERS, "module.a.weight": NUMBERS})
 
 
@@ -408,12 +280,6 @@ def test_another_head_starts_fresh(tmp_path):
     np.testing.assert_array_equal(
         run.variables["params"]["conv_init"]["kernel"], variables["params"]["conv_init"]["kernel"]
     )
-
-
-def test_objects_in_npz_are_refused(tmp_path):
-    np.savez(tmp_path / "x.npz", a=np.array([{}], dtype=object))
-    with pytest.raises(DataError, match="damaged: Object arrays cannot be loaded"):
-        load_weights(tmp_path / "x.npz", "resnet18")
 
 
 def test_commands(tmp_path, capsys):

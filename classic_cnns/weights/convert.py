@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from classic_cnns.errors import DataError
 from classic_cnns.weights.dialects import Dialect, dialects
+from classic_cnns.weights.program import short
 
 Flat = dict[str, np.ndarray]
 _CONTAINERS = (
@@ -97,7 +98,7 @@ def unwrap(value: Any) -> Flat:
         if key.endswith("num_batches_tracked"):
             continue
         if key in out:
-            raise DataError(f"the key {key} is there twice once prefixes are gone. Fix: the file")
+            raise DataError(f"the key {short(key)} is there twice without prefixes. Fix: the file")
         out[key] = array
     return out
 

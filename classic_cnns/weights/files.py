@@ -2,53 +2,85 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from classic_cnns.errors import DataError
+from classic_cnns.errors import DataError, printable
 from classic_cnns.rundir import replace_file
 from classic_cnns.weights.convert import Flat, unwrap
+from classic_cnns.weights.hdf5 import read_h5
+from classic_cnns.weights.program import short
 from classic_cnns.weights.torch_file import read_torch
+
+# Weights are noise and shrink by a tenth; what shrinks more than this is a bomb.
+_MAX_COMPRESSION = 20
+_MAX_KEY = 300  # characters
 
 
 def read_weights(path: str | Path) -> Flat:
     """Arrays by their keys in the file; PyTorch's counters and prefixes are gone, see `unwrap`.
 
     Reads .pth/.pt/.th (both formats), .safetensors, .npz (without objects), and Keras' .h5,
-    .weights.h5 and .keras, whose keys become "layer/variable". Nothing in a file is executed.
+    .weights.h5 and .keras, whose keys become "layer/variable". Nothing in a file is executed, no
+    other file is opened, and no file takes more memory than its size (compressed ones 20 times).
 
     Raises:
-        DataError: missing, damaged, or of another format.
+        DataError: missing, damaged, or of another format; one line.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: no such file. Fix: the path")
-    with path.open("rb") as file:
-        start = file.read(10)
     try:
+        with path.open("rb") as file:
+            start = file.read(10)
         if start.startswith(b"\x89HDF"):
-            return _read_h5(path)
+            return _checked(read_h5(path))
         if start.startswith(b"PK"):
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
-            if "model.weights.h5" in names:
-                return _read_keras_zip(path)
-            if names and all(name.endswith(".npy") for name in names):
-                with np.load(path, allow_pickle=False) as arrays:
-                    return unwrap({name: arrays[name] for name in arrays.files})
+                if "model.weights.h5" in names:
+                    _check_zip(archive, path.stat().st_size)
+                    with tempfile.TemporaryDirectory() as folder:
+                        inside = archive.extract("model.weights.h5", folder)
+                        return _checked(read_h5(Path(inside)))
+                if names and all(name.endswith(".npy") for name in names):
+                    _check_zip(archive, path.stat().st_size)
+                    with np.load(path, allow_pickle=False) as arrays:
+                        return _checked({name: arrays[name] for name in arrays.files})
         elif start[8:9] == b"{":
             from safetensors.numpy import load_file
 
-            return unwrap(load_file(path))
-    except DataError:
-        raise
+            return _checked(load_file(path))
+        return _checked(read_torch(path))
+    except DataError as error:
+        if str(path) in str(error):
+            raise
+        raise DataError(f"{path}: {error}") from error
     except Exception as error:  # every library has its own kinds for a damaged file
-        raise DataError(f"{path}: damaged: {error}. Fix: another file") from error
-    return unwrap(read_torch(path))
+        reason = printable(" ".join(str(error).split())[:300]) or type(error).__name__
+        raise DataError(f"{path}: damaged: {reason}. Fix: another file") from error
+
+
+def _check_zip(archive: zipfile.ZipFile, size: int) -> None:
+    infos = archive.infolist()
+    if len({info.filename for info in infos}) != len(infos):
+        raise ValueError("two members have the same name")
+    if sum(info.file_size for info in infos) > _MAX_COMPRESSION * size:
+        raise ValueError("its members are compressed beyond belief")
+
+
+def _checked(value: object) -> Flat:
+    """The weights in a file, if their names can be shown to people and their values are numbers."""
+    arrays = unwrap(value)
+    for key, array in arrays.items():
+        if len(key) > _MAX_KEY or not key.isprintable():
+            raise ValueError(f"an array has the name {short(key)}")
+        if array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16":
+            raise ValueError(f"{key} has the type {short(str(array.dtype))}, which is no number")
+    return arrays
 
 
 def write_safetensors(path: Path, arrays: Flat, metadata: dict[str, str]) -> None:
@@ -57,66 +89,3 @@ def write_safetensors(path: Path, arrays: Flat, metadata: dict[str, str]) -> Non
 
     data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata)
     replace_file(path, data)
-
-
-def _read_h5(file: Any) -> Flat:
-    import h5py
-
-    with h5py.File(file, "r") as root:
-        if "layers" in root or "_layer_checkpoint_dependencies" in root:
-            return _keras3(root)
-        group = root.get("model_weights", root)
-        out: Flat = {}
-        for layer in group:
-            for key, array in _datasets(group[layer]):
-                out[f"{layer}/{key}"] = array
-        return unwrap(out)
-
-
-def _datasets(group: Any) -> list[tuple[str, np.ndarray]]:
-    """Variables of a layer in the old format: ".../kernel:0", or before it ".../layer_W_1:0"."""
-    import h5py
-
-    found: list[tuple[str, np.ndarray]] = []
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            word = name.rsplit("/", 1)[-1].split(":")[0]
-            word = next((new for old, new in _OLD_WORDS.items() if word.endswith(old)), word)
-            found.append((word, np.asarray(item)))
-
-    group.visititems(visit)
-    return found
-
-
-_OLD_WORDS = {"_W_1": "kernel", "_b_1": "bias", "_W": "kernel", "_b": "bias"}
-_KINDS = {
-    2: ("kernel", "bias"),
-    1: ("kernel",),
-    4: ("gamma", "beta", "moving_mean", "moving_variance"),
-}
-
-
-def _keras3(root: Any) -> Flat:
-    """The format of Keras 3: layers/NAME/vars/NUMBER, in the order of the layer's variables."""
-    layers = root["layers"] if "layers" in root else root["_layer_checkpoint_dependencies"]
-    out: Flat = {}
-    for saved in layers:
-        variables = layers[saved].get("vars")
-        if variables is None or not len(variables):
-            continue
-        name = str(variables.attrs.get("name", saved))
-        words = _KINDS.get(len(variables))
-        if words is None:
-            raise DataError(f"layer {name} has {len(variables)} variables. Fix: another file")
-        for i, word in enumerate(words):
-            out[f"{name}/{word}"] = np.asarray(variables[str(i)])
-    return unwrap(out)
-
-
-def _read_keras_zip(path: Path) -> Flat:
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo("model.weights.h5")
-        if info.file_size > 100 * info.compress_size:
-            raise DataError(f"{path}: its weights are compressed beyond belief. Fix: another file")
-        return _read_h5(io.BytesIO(archive.read(info)))
