@@ -166,7 +166,8 @@ class StreamLoader:
         images = self.split.images
         if not isinstance(images, Encoded):
             return images[index]
-        out = np.zeros((len(index), *self.preprocess.image_shape), np.uint8)
+        # Not zeros, which are slow: the system clears such memory page by page.
+        out = np.empty((len(index), *self.preprocess.image_shape), np.uint8)
         for row, number in enumerate(index.tolist()):
             seed = None if position is None else int(position[row])
             for attempt in range(self.size):
@@ -176,7 +177,7 @@ class StreamLoader:
                     index[row] = (number + attempt) % self.size
                     break
                 if mask is not None:
-                    mask[row] = 0
+                    mask[row], out[row] = 0, 0
                     break
         return out
 
