@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "create_augment": "classic_cnns.data.augment",
     "create_dataset": "classic_cnns.data",
+    "create_loss": "classic_cnns.losses",
     "create_model": "classic_cnns.models",
     "create_optimizer": "classic_cnns.optimizers",
     "create_schedule": "classic_cnns.schedules",

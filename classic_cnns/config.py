@@ -16,13 +16,14 @@ from classic_cnns.data import Dataset, create_dataset
 from classic_cnns.data.augment import Augment, create_augment
 from classic_cnns.data.loaders import Loader, create_loader
 from classic_cnns.errors import ConfigError, nearest
+from classic_cnns.losses import Loss, class_weights, create_loss, logit_adjustment
 from classic_cnns.models import create_model
 from classic_cnns.optimizers import create_optimizer
 from classic_cnns.schedules import create_schedule, scale_by_plateau
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-BALANCES = ("none", "sampler")
+BALANCES = ("none", "sampler", "class_weights", "logit_adjustment")
 
 # Fields that may change between two starts of the same run: none of them changes what is computed.
 FREE = (
@@ -90,8 +91,6 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         problems.append("the training has no step: raise num_epochs or lower batch_size")
     if config.log_every_steps < 1:
         problems.append("log_every_steps is below 1: use 1 or more")
-    if not 0 <= config.label_smoothing < 1:
-        problems.append(f"label_smoothing is {config.label_smoothing}: use 0 or more, below 1")
     if config.schedule.patience < 1:
         problems.append(f"schedule.patience is {config.schedule.patience}: use 1 or more")
     if config.steps_per_dispatch < 0:
@@ -213,6 +212,18 @@ def optimizer_from(
     if config.schedule.name == "plateau":
         tx = optax.chain(tx, scale_by_plateau())
     return tx, schedule
+
+
+def loss_from(config: ConfigDict, dataset: Dataset) -> Loss:
+    """The training loss, which sees to rare classes where `config.data.balance` says so."""
+    counts = dataset.train.counts(dataset.num_classes)
+    balance = config.data.balance
+    return create_loss(
+        config.loss,
+        label_smoothing=config.label_smoothing,
+        class_weights=class_weights(counts) if balance == "class_weights" else None,
+        logit_adjustment=logit_adjustment(counts) if balance == "logit_adjustment" else None,
+    )
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ import optax
 from classic_cnns.config import Durations
 from classic_cnns.data.augment import Augment, normalize
 from classic_cnns.data.loaders import Loader
-from classic_cnns.losses import mixed_cross_entropy
+from classic_cnns.losses import mixed
 from classic_cnns.plots import batch_labels, plot_batch, plot_schedule
 from classic_cnns.steps import augmented, fetch, step_keys
 from classic_cnns.train_state import TrainState
@@ -57,7 +57,7 @@ def explain_non_finite(
 
     def loss_fn(params: Any) -> jax.Array:
         logits, _ = apply(params, ["batch_stats"])
-        return mixed_cross_entropy(logits, batch, settings["label_smoothing"]).mean()
+        return mixed(settings["loss"], logits, batch).mean()
 
     outputs = apply(state.params, ["batch_stats", "intermediates"])[1]["intermediates"]
     grads = jax.grad(loss_fn)(state.params)

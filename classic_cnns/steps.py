@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from classic_cnns.data.augment import Augment, Batch, normalize
-from classic_cnns.losses import cross_entropy, mixed_cross_entropy
+from classic_cnns.losses import Loss, cross_entropy, mixed
 from classic_cnns.metrics import EvalMetrics, TrainMetrics
 from classic_cnns.train_state import TrainState
 
@@ -41,7 +41,7 @@ def train_step(
     mean: Sequence[float],
     std: Sequence[float],
     augment: Augment | None = None,
-    label_smoothing: float = 0.0,
+    loss: Loss = cross_entropy,
     aux_weight: float = 0.3,
     seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -57,7 +57,7 @@ def train_step(
         tx: optimiser.
         mean, std: per channel, for pixels on the scale 0…1.
         augment: function of (key, batch), see `data.augment.create_augment`.
-        label_smoothing: see `losses.cross_entropy`.
+        loss: of (logits, labels), one value for each image; see `losses.create_loss`.
         aux_weight: of the losses of auxiliary classifiers, which a network puts into the collection
             "aux_logits" (GoogLeNet, section 5); the loss that is returned is without them.
         seed: of augmentation and dropout.
@@ -78,13 +78,13 @@ def train_step(
             mutable=["batch_stats", "aux_logits"],
             rngs={"dropout": dropout_key},
         )
-        losses = mixed_cross_entropy(logits, batch, label_smoothing)
+        losses = mixed(loss, logits, batch)
         total = losses.mean()
         for aux in jax.tree.leaves(updated.get("aux_logits", {})):
-            total += aux_weight * mixed_cross_entropy(aux, batch, label_smoothing).mean()
+            total += aux_weight * mixed(loss, aux, batch).mean()
         return total, (losses, logits, updated.get("batch_stats", {}))
 
-    (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+    (total, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
         state.params
     )
     grad_norm = optax.tree.norm(grads)
@@ -95,7 +95,7 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     out = {"loss": losses, "logits": logits, "labels": batch["label"], "grad_norm": grad_norm}
     if "label2" in batch:
         out |= {"labels2": batch["label2"], "share2": batch["share2"]}

@@ -91,6 +91,7 @@ def _train(
     dataset = start.normalize_as_before(dataset)
     mean, std = dataset.preprocess.mean, dataset.preprocess.std
     model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape, **start.fields)
+    loss = config_lib.loss_from(config, dataset)
     augment = config_lib.augment_from(config, dataset)
     mesh = create_mesh()
     check_batch_size(config.batch_size, mesh)
@@ -148,7 +149,7 @@ def _train(
             mean=mean,
             std=std,
             augment=augment,
-            label_smoothing=config.label_smoothing,
+            loss=loss,
             seed=config.seed,
         )
         train = jax.jit(functools.partial(train_on, step=one_step), donate_argnums=(0, 1))

@@ -67,7 +67,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     # "error", or "skip" up to this share of files that cannot be decoded.
     config.data.on_bad_image = "error"
     config.data.max_bad_fraction = 0.001
-    # Against rare classes being neglected: "none", or "sampler" = every class equally often.
+    # Against rare classes being neglected: "none"; "sampler" = every class equally often;
+    # "class_weights" = the loss of a class times the inverse of its share; "logit_adjustment" = the
+    # log of its share added to the logits in the loss (Menon et al. 2021).
     config.data.balance = "none"
     # Share of the training images, class by class, for validation where the source has no such
     # split.
@@ -156,6 +158,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     # Of "polynomial".
     config.schedule.power = 2.0
 
+    # "cross_entropy"; "bce" = every class apart, for itself or not; "focal" = cross-entropy that
+    # cares less for what is easy. Validation and test report plain cross-entropy, always.
+    config.loss = "cross_entropy"
     # Share of the target spread over all classes.
     config.label_smoothing = 0.0
 

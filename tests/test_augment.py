@@ -20,7 +20,7 @@ from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.data.sources import fake
 from classic_cnns.diagnose import explain_non_finite
 from classic_cnns.errors import ConfigError
-from classic_cnns.losses import mixed_cross_entropy
+from classic_cnns.losses import create_loss, mixed
 from classic_cnns.metrics import TrainMetrics
 from classic_cnns.plots import batch_labels, plot_batch
 from classic_cnns.sharding import create_mesh
@@ -677,7 +677,7 @@ def test_mixed_loss_is_that_of_mixed_targets():
     target = (1 - share)[:, None] * np.eye(4)[label] + share[:, None] * np.eye(4)[label2]
     for smoothing in (0.0, 0.1):
         smooth = (1 - smoothing) * target + smoothing / 4
-        got = mixed_cross_entropy(jnp.asarray(logits), batch, smoothing)
+        got = mixed(create_loss(label_smoothing=smoothing), jnp.asarray(logits), batch)
         np.testing.assert_allclose(got, -(smooth * log_p).sum(1), rtol=1e-5)
 
 
@@ -704,7 +704,7 @@ def mixing_step(model, seed=2, **settings):
         mean=(0.0,) * 3,
         std=(1.0,) * 3,
         augment=augment.create_augment(**settings),
-        label_smoothing=0.1,
+        loss=create_loss(label_smoothing=0.1),
         seed=seed,
     )
 

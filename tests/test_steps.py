@@ -14,7 +14,6 @@ from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.data.sources import fake
 from classic_cnns.errors import ConfigError
 from classic_cnns.evaluate import create_evaluate
-from classic_cnns.losses import cross_entropy
 from classic_cnns.models import create_model
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
 from classic_cnns.steps import Progress, eval_step, train_on, train_step
@@ -53,7 +52,7 @@ def setup(name="lenet5", devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, 
 
 
 def test_training_learns_and_traces_once():
-    state, progress, train, loader, traces = setup(augment=None, n=160, rate=0.05)
+    state, progress, train, loader, traces = setup(augment=None, n=160, rate=0.02)
     for step in range(60):
         state, progress = train(state, progress, loader.data, loader.train(step))
         if step in (3, 55):
@@ -146,16 +145,6 @@ def test_top5_with_fewer_classes():
     batch = {"image": jnp.zeros((4, 32, 32, 3), jnp.uint8), "label": jnp.zeros(4, jnp.int32)}
     sums = eval_step(state, {**batch, "mask": jnp.ones(4)}, model=model, mean=MEAN, std=STD)
     assert float(sums.accuracy_top5.compute()) == 1.0
-
-
-def test_label_smoothing_by_hand():
-    logits, labels = jnp.array([[2.0, 1.0, 0.0]]), jnp.array([0])
-    p = np.exp([2.0, 1.0, 0.0]) / np.exp([2.0, 1.0, 0.0]).sum()
-    target = np.array([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3])
-    np.testing.assert_allclose(cross_entropy(logits, labels), -np.log(p[0]), rtol=1e-6)
-    np.testing.assert_allclose(
-        cross_entropy(logits, labels, 0.1), -(target * np.log(p)).sum(), rtol=1e-6
-    )
 
 
 def test_batch_that_devices_cannot_share():
