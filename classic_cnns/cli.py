@@ -57,16 +57,19 @@ def main(argv: list[str] | None = None) -> int:
     evaluate.add_argument("--batch-size", type=int, default=256)
     evaluate.set_defaults(run=_evaluate)
 
+    doctor = commands.add_parser("doctor", help="whether this installation can train")
+    doctor.set_defaults(run=_doctor)
+
     args = parser.parse_args(argv)
     try:
-        args.run(args)
+        return args.run(args) or 0
     except ClassicCNNsError as error:
         if args.debug:
             raise
         lines = map(printable, f"ERROR {error}".split("\n"))  # names in files may hold anything
         print("\n".join(lines), file=sys.stderr)
+        print(f"ERROR {printable(str(error))}", file=sys.stderr)
         return error.exit_code
-    return 0
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -163,6 +166,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     loader = create_loader(split, args.batch_size, seed=0, mesh=mesh, preprocess=dataset.preprocess)
     result = evaluate_run(run, loader, dataset.num_classes)
     print("RESULT " + json.dumps({"split": args.split, "images": len(split), **result}))
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from classic_cnns.doctor import examine, render
+
+    findings = examine()
+    print(render(findings))
+    return int(any(finding.level == "error" for finding in findings))
 
 
 if __name__ == "__main__":

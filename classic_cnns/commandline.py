@@ -120,8 +120,10 @@ def train(argv: list[str], values: Any) -> None:
     try:
         if values.deterministic:
             _make_deterministic()
+        from classic_cnns.doctor import check_devices
         from classic_cnns.train import train_and_evaluate
 
+        check_devices()
         train_and_evaluate(
             values.config,
             values.workdir,
