@@ -1,0 +1,255 @@
+"""Cases 10 to 15, 21 to 31 and 55: trainings that are killed, stopped, copied and continued."""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+from lab import SMALL, Fault, crawl, freeze_at_step, kill_at_step, outcome
+
+from classic_cnns import failures, resume
+from classic_cnns.checkpoints import Checkpoints
+from classic_cnns.data.sources import fake
+from classic_cnns.errors import ClassicCNNsWarning, NonFiniteError
+from classic_cnns.logging import read_records
+from classic_cnns.saved import SavedCheckpoints
+
+
+def kill(step):
+    return functools.partial(kill_at_step, step)
+
+
+def freeze(step):
+    return functools.partial(freeze_at_step, step)
+
+
+def steps(workdir):
+    return SavedCheckpoints(workdir / "checkpoints").steps()
+
+
+def test_case14_case15_case21_case22_killed_again_and_again(lab, whole, tmp_path):
+    """At a step with a second writer about, in a save, in a deletion; then to the end."""
+    run = tmp_path / "run"
+    first = lab.start(run, before=freeze(7))
+    first.when(first.frozen)
+    start = time.monotonic()
+    code, output = lab.run(run)
+    assert code == 4
+    assert time.monotonic() - start < 10
+    assert f"{run} is in use by pid {first.process.pid} on" in output
+    first.signal(signal.SIGKILL)
+    assert first.end() == -9
+    assert steps(run) in ([], [5])  # it froze while it saved that in the background
+    assert lab.run(run, before=Fault("*/checkpoints/.tmp-10/*", 4).install)[0] == -9
+    assert steps(run)[-1] == 8
+    assert lab.run(run, before=Fault("*/checkpoints/.old-*", 2).install)[0] == -9
+    code, output = lab.run(run)
+    assert code == 0, output
+    assert outcome(run) == whole
+    assert not [p for p in (run / "checkpoints").iterdir() if p.name.startswith(".")]
+
+
+def test_case29_case30_signals_save_and_stop(lab, whole, tmp_path):
+    run = tmp_path / "run"
+    for step, number, code in ((7, signal.SIGTERM, 143), (13, signal.SIGINT, 130)):
+        child = lab.start(run, before=freeze(step))
+        child.when(child.frozen)
+        child.signal(number, signal.SIGCONT)
+        time.sleep(0.2)
+        child.signal(signal.SIGCONT)  # should it have begun another step before it looked
+        assert child.end() == code, child.output
+        assert "everything is saved" in child.output
+        assert step < steps(run)[-1] <= step + 2
+    child = lab.start(run, before=freeze(17))
+    child.when(child.frozen)
+    start = time.monotonic()
+    child.signal(signal.SIGTERM, signal.SIGINT, signal.SIGCONT)  # a second signal: at once
+    assert child.end() in (130, 143)
+    assert time.monotonic() - start < 2
+    assert "stopped by a second signal" in child.output
+    assert steps(run)[-1] in (15, 16)  # the last save may have been under way
+    code, output = lab.run(run)
+    assert code == 0, output
+    assert outcome(run) == whole
+
+
+def test_case31_max_seconds_are_kept(lab, whole, tmp_path):
+    run = tmp_path / "run"
+    start = time.monotonic()
+    code, output = lab.run(run, "--max_seconds=10", before=crawl, num_steps=99)  # 50 s
+    assert code == 143, output
+    assert time.monotonic() - start < 20  # 10 on a machine that is not busy
+    assert "by the end of max_seconds; everything is saved" in output
+    assert 20 > steps(run)[-1] > 0
+
+
+def test_mirror_goes_on_where_the_machine_was_lost(lab, whole, tmp_path):
+    mirror = f"--mirror={tmp_path / 'drive'}"
+    assert lab.run(tmp_path / "lost", mirror, before=kill(20))[0] == -9
+    shutil.rmtree(tmp_path / "lost")
+    kept = steps(tmp_path / "drive")
+    assert kept
+    assert kept[-1] >= 10  # the copy of 15 or 16 may have been under way
+    code, output = lab.run(tmp_path / "new", mirror)
+    assert code == 0, output
+    assert outcome(tmp_path / "new") == whole
+    assert outcome(tmp_path / "drive") == whole
+
+
+def test_case10_where_nobody_may_write(lab, tmp_path):
+    fault = Fault(f"{tmp_path}/run*", 1, "EACCES")
+    code, output = lab.run(tmp_path / "run", before=fault.install)
+    assert code == 4
+    assert f"ERROR {tmp_path}/run: Permission denied (user id {os.getuid()}). Fix: " in output
+    assert not (tmp_path / "run").exists()
+
+
+def in_directory(path):
+    os.chdir(path)
+
+
+def test_case11_case12_case13_a_longer_run_in_a_relative_directory(lab, whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "run")
+    code, output = lab.run(tmp_path / "run", num_steps=30)
+    assert code == 4
+    assert "num_steps: 24 → 30. Fix: the old values, or --extend" in output
+    before = functools.partial(os.chdir, tmp_path)
+    code, output = lab.run("run", "--extend", before=before, num_steps=30, log_every_steps=5)
+    assert code == 0, output
+    assert "changed    num_steps: 24 → 30" in output
+    assert "changed    log_every_steps: 3 → 5" in output
+    assert steps(tmp_path / "run")[-1] == 30
+    assert json.loads((tmp_path / "run" / "result-24.json").read_text())["steps"] == 24
+
+
+def test_case55_rollback_is_counted_and_lowers_the_rate(config, tmp_path):
+    config.on_divergence, config.max_rollbacks = "rollback", 2
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(7, {"a": np.ones(3)}, dataclasses.asdict(resume.Notes()), keep=set())
+    error = NonFiniteError("step 9, learning rate 1: the output of conv2. Fix: it")
+    error.workdir = tmp_path
+    for number in (1, 2):
+        with pytest.warns(ClassicCNNsWarning, match=rf"Back to step 7 with .*{number} of 2"):
+            assert failures.roll_back(config, error) == tmp_path
+        saved = SavedCheckpoints(tmp_path / "checkpoints")
+        notes = resume.read_notes(7, saved.manifest(7)["notes"])
+        assert (notes.rollbacks, notes.rate_scale) == (number, 0.5**number)
+    with pytest.raises(NonFiniteError, match=r"after 2 rollbacks: step 9"):
+        failures.roll_back(config, error)
+    config.on_divergence = "stop"
+    with pytest.raises(NonFiniteError, match=r"^step 9"):
+        failures.roll_back(config, error)
+
+
+# ---- minutes long
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(24))
+def test_case21_case23_killed_at_every_step(lab, whole, tmp_path, step):
+    assert lab.run(tmp_path / "run", before=kill(step))[0] == -9
+    code, output = lab.run(tmp_path / "run")
+    assert code == 0, output
+    assert outcome(tmp_path / "run") == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+def test_case29_sigterm_at_random_moments(lab, whole, tmp_path, number):
+    """From the first look at the data to the end: saved, or nothing had begun."""
+    child = lab.start(tmp_path / "run")
+    child.process.join(0.3 + 0.17 * number)
+    if child.process.is_alive():
+        child.signal(signal.SIGTERM)
+    code = child.end()
+    assert code in (0, 143, -15), child.output  # -15: the program had not got to its handler
+    if code == 143:
+        assert "everything is saved" in child.output
+    code, output = lab.run(tmp_path / "run")
+    assert code == 0, output
+    assert outcome(tmp_path / "run") == whole
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A hundred and twenty PNG files in ten folders."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photos")
+    made = fake(32, count=400)["all"]
+    for i, (pixels, label) in enumerate(zip(made.images, made.labels, strict=True)):
+        (folder / str(label)).mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / str(label) / f"{i}.png")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["stream", "resident"])
+def test_case22_case24_other_workers_mixup_and_kills(lab, photos, tmp_path, loader):
+    fields = {
+        "config": "lenet5.py:folder",
+        "data__dir": str(photos),
+        "data__image_size": 32,
+        "data__loader": loader,
+        "augment__crop_padding": 2,
+        "augment__mixup_alpha": 0.4,
+    }
+    assert lab.run(tmp_path / "a", **fields)[0] == 0
+    for workers, step in ((1, 4), (2, 11), (4, 19)):
+        code, output = lab.run(tmp_path / "b", before=kill(step), data__workers=workers, **fields)
+        assert code == -9, output
+    assert lab.run(tmp_path / "b", **fields)[0] == 0
+    assert outcome(tmp_path / "b") == outcome(tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_case25_resume_on_more_devices(lab, whole, tmp_path):
+    for devices, step in ((1, 9), (2, 17)):
+        assert lab.run(tmp_path / "run", before=kill(step), devices=devices)[0] == -9
+    code, output = lab.run(tmp_path / "run", devices=4)
+    assert code == 0, output
+    for a, b in zip(outcome(tmp_path / "run")["records"], whole["records"], strict=True):
+        assert a.keys() == b.keys()
+        for name in a.keys() - {"eval_recall"}:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["ENOSPC", "EIO", "EACCES"])
+def test_case08_an_error_at_each_write_of_a_run(lab, whole, tmp_path, action):
+    """Whatever cannot be written, the next try ends as if nothing had been."""
+    number, seen = 1, 0
+    while True:
+        run = tmp_path / str(number) / "run"
+        run.parent.mkdir()
+        code, output = lab.run(run, before=Fault(f"{run}*", number, action).install)
+        assert code in (0, 4), output
+        assert "Traceback" not in output
+        seen += "ERROR" in output or "WARNING" in output
+        if code == 0 and "ERROR" not in output and "WARNING" not in output:
+            break
+        if code == 4:
+            assert output.count("ERROR") == 1
+            assert "Fix: " in output.split("ERROR")[1]
+            code, output = lab.run(run)
+            assert code == 0, output
+        assert outcome(run) == whole
+        shutil.rmtree(run.parent)
+        number += 4
+    assert seen > 10, SMALL
+
+
+@pytest.mark.slow
+def test_case55_rollback_lowers_the_rate_and_goes_on(lab, tmp_path):
+    fields = {"optimizer.learning_rate": 1e20, "rollback_factor": 1e-22}
+    code, output = lab.run(tmp_path / "run", timeout=200, on_divergence="rollback", **fields)
+    assert code == 0, output
+    assert "Back to step 0 with 1e-22 × the learning rate (rollback 1 of 3)" in output
+    rates = [r["learning_rate"] for r in read_records(tmp_path / "run" / "metrics.jsonl")]
+    assert max(rates) <= 0.01
+    assert rates
