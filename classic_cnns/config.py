@@ -166,7 +166,12 @@ def model_from(
     name = config.model.dtype
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    bn = config.model.get("bn", "train")  # converted weights do not say
+    if bn not in ("train", "frozen"):
+        raise ConfigError(f'model.bn is "{bn}". Fix: "train" or "frozen"')
     options = {**decided, **config.model.options}
+    if bn == "frozen":
+        options["freeze_bn"] = True
     model = create_model(config.model.name, num_classes=num_classes, dtype=DTYPES[name], **options)
     smallest, side = model.min_size(), min(image_shape[:2])  # type: ignore[attr-defined]
     if side < smallest:
@@ -233,5 +238,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         if hasattr(value, "items"):
             out |= flatten(value, f"{prefix}{key}.")
         else:
-            out[prefix + key] = list(value) if isinstance(value, tuple) else value
+            out[prefix + key] = _lists(value)
     return out
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(v) for v in value] if isinstance(value, (list, tuple)) else value

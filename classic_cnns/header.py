@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from classic_cnns import rules
 from classic_cnns.config import Durations, peak_rate
 from classic_cnns.data import Dataset
 from classic_cnns.models.macs import count_macs
@@ -61,6 +62,7 @@ def describe(
         f"{peak_rate(config):g}"
         f"{f' ({optimizer.learning_rate:g} per {per} images)' if per else ''}"
         f" after {spans.warmup:,} warm-up steps{decay}",
+        *rules.describe(optimizer.rules, state.params),
         f"training   {spans.total:,} steps of {config.batch_size} images "
         f"({spans.total * config.batch_size / len(dataset.train):.4g} epochs) on {mesh.size} × "
         f"{device.device_kind}",

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
+from classic_cnns import rules as rules_lib
 from classic_cnns.errors import ConfigError, nearest
+from classic_cnns.rules import Rules
 
 OPTIMIZERS = (
-    "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan",
-    "amsgrad", "fromage", "lamb", "lars", "lion", "nadam", "nadamw", "novograd",
-    "optimistic_adam_v2", "radam", "rmsprop", "rprop", "sgd", "sign_sgd", "signum", "sm3", "yogi",
+    "acprop", "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw",
+    "adan", "ademamix", "adopt", "amsgrad", "cocob", "dadapt_adamw", "fromage", "lamb", "lars",
+    "lion", "madgrad", "muon", "nadam", "nadamw", "novograd", "optimistic_adam_v2", "prodigy",
+    "radam", "rmsprop", "rprop", "sgd", "sign_sgd", "signum", "simplified_ademamix", "sm3", "yogi",
 )  # fmt: skip
+OWN_RATE = ("cocob", "dadapt_adamw", "prodigy")
 
 # Constants that differ between frameworks, read from their sources. ε is always added to the
 # corrected √v̂.
@@ -44,12 +50,15 @@ def create_optimizer(
     *,
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
+    clip_value: float = 0.0,
+    agc: float = 0.0,
     momentum: float = 0.9,
     nesterov: bool = True,
+    rules: Rules = (),
     defaults: Literal["optax", "keras", "torch"] = "optax",
     **options: Any,
 ) -> optax.GradientTransformation:
-    """An optimiser by its optax name.
+    """An optimiser by its name in optax or optax.contrib.
 
     Weight decay is decoupled where the optimiser has its own (adamw, lamb, lion, …); otherwise it
     is added to the gradient before anything else, as PyTorch's SGD does. It spares biases and
@@ -60,12 +69,19 @@ def create_optimizer(
         schedule: learning rate, or a function of the step.
         weight_decay: coefficient, 0 for none.
         clip_norm: largest global norm of the gradient, 0 for no limit.
+        clip_value: largest absolute value of a gradient, 0 for no limit.
+        agc: largest ratio of the norms of gradient and weights, unit by unit (adaptive gradient
+            clipping, Brock et al. 2021), 0 for no limit. The limits apply in the order agc,
+            clip_value, clip_norm.
         momentum, nesterov: of sgd; the other optimisers take theirs as options.
+        rules: learning rate ("lr", a factor of every update), "weight_decay" and "frozen" by name,
+            see `rules`. What is frozen has no state.
         defaults: whose constants to take where optax, Keras and PyTorch differ, see `DEFAULTS`.
         **options: passed to the optax function, for example b1=0.95.
 
     Raises:
-        ConfigError: unknown name or option, with the nearest valid ones.
+        ConfigError: unknown name or option, with the nearest valid ones; from `init` of the result,
+            where a rule matches nothing.
     """
     if name not in OPTIMIZERS:
         raise ConfigError(f'unknown optimizer.name "{name}". Fix: {nearest(name, OPTIMIZERS)}')
@@ -73,10 +89,12 @@ def create_optimizer(
         raise ConfigError(
             f'unknown optimizer.defaults "{defaults}". Fix: {nearest(defaults, DEFAULTS)}'
         )
-    for field, value in (("weight_decay", weight_decay), ("clip_norm", clip_norm)):
-        if value < 0:
-            raise ConfigError(f"optimizer.{field} is {value}. Fix: use 0 or more")
-    make = getattr(optax, name)
+    limits = {"clip_norm": clip_norm, "clip_value": clip_value, "agc": agc}
+    wrong = [f"{k} is {v}" for k, v in {"weight_decay": weight_decay, **limits}.items() if v < 0]
+    if wrong:
+        raise ConfigError(f"optimizer: {', '.join(wrong)}. Fix: use 0 or more")
+    rules_lib.check(rules)
+    make = getattr(optax, name, None) or getattr(optax.contrib, name)
     accepted = inspect.signature(make).parameters
     wrong = [f'"{k}" ({nearest(k, accepted)})' for k in options if k not in accepted]
     if wrong:
@@ -88,16 +106,74 @@ def create_optimizer(
             "nesterov": nesterov and bool(momentum),
             **settings,
         }
-    parts = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    rate = "weight_decay" if "weight_decay" in accepted else "weight_decay_rate"
-    if rate in accepted:
-        mask = next((m for m in ("mask", "weight_decay_mask") if m in accepted), None)
-        settings |= {rate: weight_decay or (None if name == "adafactor" else 0.0)}
-        settings |= {mask: decay_mask} if mask else {}
-    elif weight_decay:
-        parts.append(optax.add_decayed_weights(weight_decay, mask=decay_mask))
-    parts.append(make(schedule, **settings))
-    return optax.chain(*parts) if len(parts) > 1 else parts[0]
+    parts = [optax.adaptive_grad_clip(agc)] if agc else []
+    parts += [optax.clip(clip_value)] if clip_value else []
+    parts += [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
+    values = {s["weight_decay"] for _, s in rules if "weight_decay" in s} | {weight_decay}
+    decay = rules_lib.setting(
+        rules,
+        "weight_decay",
+        lambda p: jax.tree.map(lambda kernel: weight_decay * kernel, decay_mask(p)),
+    )
+    field = next((f for f in ("weight_decay", "weight_decay_rate") if f in accepted), None)
+    mask = next((m for m in ("mask", "weight_decay_mask") if m in accepted), None)
+    if field is None:
+        if any(values):
+            parts.append(_add_decay(decay))
+        parts.append(make(schedule, **settings))
+    else:
+        if len(values) > 1 and mask is None:
+            raise ConfigError(f"{name} has one weight decay. Fix: no weight_decay in the rules")
+        none = None if name == "adafactor" else 0.0
+        own = {
+            str(float(value)): make(
+                schedule,
+                **{field: value or none},
+                **({mask: lambda p: jax.tree.map(bool, decay(p))} if mask else {}),
+                **settings,
+            )
+            for value in sorted(values)
+        }
+        labels = lambda p: jax.tree.map(lambda d: str(float(d)), decay(p))  # noqa: E731
+        plain = own[str(float(weight_decay))]
+        if len(own) > 1:
+            own.setdefault("0.0", make(schedule, **{field: none}, **settings))
+        parts.append(optax.partition(own, labels) if len(own) > 1 else plain)
+    if any("lr" in s for _, s in rules):
+        if name in OWN_RATE:
+            raise ConfigError(f"{name} finds its own rate. Fix: no lr in optimizer.rules")
+        ones = lambda p: jax.tree.map(lambda _: 1.0, p)  # noqa: E731
+        parts.append(_scale(rules_lib.setting(rules, "lr", ones)))
+    tx = optax.chain(*parts) if len(parts) > 1 else parts[0]
+    return _by_rules(tx, rules) if rules else tx
+
+
+def _by_rules(tx: optax.GradientTransformation, rules: Rules) -> optax.GradientTransformation:
+    """Leaves out what is frozen, and checks at the start that each rule has something to decide."""
+    if frozen := rules_lib.frozen(rules):
+        parts = {"trained": tx, "frozen": optax.set_to_zero()}
+        tx = optax.partition(
+            parts, lambda p: jax.tree.map(lambda f: "frozen" if f else "trained", frozen(p))
+        )
+
+    def init(params: Any) -> Any:
+        rules_lib.match(rules, params)
+        return tx.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, tx.update)  # type: ignore[arg-type]
+
+
+def _add_decay(decay: Callable[[Any], Any]) -> optax.GradientTransformation:
+    def add(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda d, g, p: g + d * p if d else g, decay(params), updates, params)
+
+    return optax.stateless(add)
+
+
+def _scale(factors: Callable[[Any], Any]) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, _: jax.tree.map(lambda f, u: f * u, factors(updates), updates)
+    )
 
 
 def decay_mask(params: Any) -> Any:

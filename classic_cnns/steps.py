@@ -43,6 +43,7 @@ def train_step(
     augment: Augment | None = None,
     loss: Loss = cross_entropy,
     aux_weight: float = 0.3,
+    frozen: Callable[[Any], Any] | None = None,
     seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augment, normalise, forward, backward, update.
@@ -60,6 +61,7 @@ def train_step(
         loss: of (logits, labels), one value for each image; see `losses.create_loss`.
         aux_weight: of the losses of auxiliary classifiers, which a network puts into the collection
             "aux_logits" (GoogLeNet, section 5); the loss that is returned is without them.
+        frozen: of params, gives True for those without a gradient; see `rules.frozen`.
         seed: of augmentation and dropout.
 
     Returns:
@@ -71,6 +73,9 @@ def train_step(
     dropout_key = step_keys(seed, state.step)[1]
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+        if frozen is not None:  # so that nothing is computed for them
+            still = jax.tree.map(jax.lax.stop_gradient, params)
+            params = jax.tree.map(lambda f, a, b: a if f else b, frozen(params), still, params)
         logits, updated = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images,

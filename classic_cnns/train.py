@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from classic_cnns import config as config_lib
-from classic_cnns import failures, resume, rundir, schedules, selection, signals
+from classic_cnns import failures, resume, rules, rundir, schedules, selection, signals
 from classic_cnns import mirror as mirror_lib
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data.loaders import ResidentLoader
@@ -150,6 +150,7 @@ def _train(
             std=std,
             augment=augment,
             loss=loss,
+            frozen=rules.frozen(config.optimizer.rules),
             seed=config.seed,
         )
         train = jax.jit(functools.partial(train_on, step=one_step), donate_argnums=(0, 1))

@@ -38,6 +38,8 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     # Of the computation: "float32", "bfloat16", or "auto" = bfloat16 on GPU and TPU, float32 on
     # CPU.
     config.model.dtype = "auto"
+    # "frozen" = BatchNorm normalises by the statistics it starts with, for fine-tuning.
+    config.model.bn = "train"
     # Further arguments of the network, for example stem="cifar"; see its class.
     config.model.options = ConfigDict()
     # Weights to start from: "torchvision:IMAGENET1K_V1", a weight file, or a run directory; the
@@ -130,6 +132,14 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.optimizer.weight_decay = 5e-4
     # Largest global norm of the gradient; 0 = no limit.
     config.optimizer.clip_norm = 0.0
+    # Largest absolute value of a gradient; 0 = no limit.
+    config.optimizer.clip_value = 0.0
+    # Largest ratio of the norms of gradient and weights (adaptive gradient clipping); 0 = no limit.
+    config.optimizer.agc = 0.0
+    # Settings by parameter name: (regular expression, {"lr": factor, "weight_decay": number,
+    # "frozen": True}), …; the first that matches a name decides. For example
+    # (("^head/", {"lr": 10.0}), ("^stage1", {"frozen": True})).
+    config.optimizer.rules = ()
     # Of sgd only.
     config.optimizer.momentum = 0.9
     config.optimizer.nesterov = True

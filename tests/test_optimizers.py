@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from classic_cnns.errors import ConfigError
-from classic_cnns.optimizers import OPTIMIZERS, create_optimizer, decay_mask
+from classic_cnns.optimizers import OPTIMIZERS, OWN_RATE, create_optimizer, decay_mask
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([0.5])}
 GRADS = [
@@ -91,8 +91,10 @@ def test_clipping_limits_the_global_norm():
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimiser_moves_and_takes_decay(name):
-    moved = run(create_optimizer(name, 0.01, weight_decay=0.1))
-    assert not np.allclose(moved["kernel"], PARAMS["kernel"], atol=1e-7)
+    own = name in OWN_RATE  # begins with very small steps
+    moved = run(create_optimizer(name, 1.0 if own else 0.01, weight_decay=0.1))
+    least = 0 if own else 1e-5
+    assert np.abs(moved["kernel"] - PARAMS["kernel"]).max() > least
     assert all(np.isfinite(v).all() for v in moved.values())
 
 

@@ -64,6 +64,7 @@ class GoogLeNet(nn.Module):
         remat: "block" recomputes each module in the backward pass, for memory.
         dtype: of the computation.
         impl: see `lowering.conv`.
+        freeze_bn: BatchNorm uses its stored statistics while training, too.
     """
 
     arch: Literal["bn", "2014", "torchvision"] = "bn"
@@ -76,6 +77,7 @@ class GoogLeNet(nn.Module):
     remat: Literal["none", "block"] = "none"
     dtype: Any = jnp.float32
     impl: Impl = "auto"
+    freeze_bn: bool = False
 
     def min_size(self) -> int:
         """Smallest image side in pixels."""
@@ -91,7 +93,7 @@ class GoogLeNet(nn.Module):
         unit = functools.partial(
             ConvUnit,
             batch_norm=self.arch != "2014",
-            train=train,
+            train=train and not self.freeze_bn,
             kernel_init=INITS[self.weight_init],
             dtype=self.dtype,
             impl=self.impl,

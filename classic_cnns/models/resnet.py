@@ -61,6 +61,7 @@ class ResNet(nn.Module):
         remat: "block" recomputes each block in the backward pass, for memory.
         dtype: of the computation.
         impl: see `lowering.conv`.
+        freeze_bn: BatchNorm uses its stored statistics while training, too.
     """
 
     block: Literal["basic", "bottleneck"]
@@ -75,6 +76,7 @@ class ResNet(nn.Module):
     remat: Literal["none", "block"] = "none"
     dtype: Any = jnp.float32
     impl: Impl = "auto"
+    freeze_bn: bool = False
 
     def min_size(self) -> int:
         """Smallest image side in pixels at which the last stage sees at least one real pixel."""
@@ -127,7 +129,8 @@ class CifarResNet(nn.Module):
         num_classes: outputs.
         shortcut: where shapes differ, "A" subsamples and adds channels of zeros on both sides,
             without parameters (the paper's choice here); "B" projects.
-        zero_init_last, weight_init, remat, dtype, impl, bn_momentum, bn_epsilon: as in `ResNet`.
+        zero_init_last, weight_init, remat, dtype, impl, freeze_bn, bn_momentum, bn_epsilon: as in
+            `ResNet`.
     """
 
     depth: int
@@ -140,6 +143,7 @@ class CifarResNet(nn.Module):
     remat: Literal["none", "block"] = "none"
     dtype: Any = jnp.float32
     impl: Impl = "auto"
+    freeze_bn: bool = False
 
     def min_size(self) -> int:
         """Smallest image side in pixels."""
@@ -178,7 +182,7 @@ def _bind(model: ResNet | CifarResNet, train: bool) -> tuple[Any, Any, Any]:
     )
     norm = functools.partial(
         BatchNorm,
-        use_running_average=not train,
+        use_running_average=not train or model.freeze_bn,
         momentum=model.bn_momentum,
         epsilon=model.bn_epsilon,
         dtype=model.dtype,

@@ -47,6 +47,7 @@ class VGG(nn.Module):
         remat: "block" recomputes each stage in the backward pass, for memory.
         dtype: of the computation.
         impl: see `lowering.conv`.
+        freeze_bn: BatchNorm uses its stored statistics while training, too.
     """
 
     depth: int
@@ -58,6 +59,7 @@ class VGG(nn.Module):
     remat: Literal["none", "block"] = "none"
     dtype: Any = jnp.float32
     impl: Impl = "auto"
+    freeze_bn: bool = False
 
     def min_size(self) -> int:
         """Smallest image side in pixels: five pools leave one."""
@@ -86,7 +88,8 @@ class VGG(nn.Module):
                 )(x)
                 if self.batch_norm:
                     name = f"bn{i + 1}_{j}"
-                    x = BatchNorm(not train, dtype=self.dtype, impl=self.impl, name=name)(x)
+                    still = not train or self.freeze_bn
+                    x = BatchNorm(still, dtype=self.dtype, impl=self.impl, name=name)(x)
                 x = nn.relu(x)
             return max_pool(x, 2, 2, impl=self.impl)
 
