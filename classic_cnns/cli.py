@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from classic_cnns.compile_cache import keep_compiled
 from classic_cnns.errors import ClassicCNNsError, ConfigError, printable
 
 
@@ -15,6 +16,11 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     parser = argparse.ArgumentParser("classic-cnns", description="Classic CNNs in JAX.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--compilation-cache",
+        default="default",
+        help="directory of compiled programs; '' = none",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
 
     models = commands.add_parser("models", help="list the networks")
@@ -62,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args = parser.parse_args(argv)
     try:
+        keep_compiled(args.compilation_cache)
         return args.run(args) or 0
     except ClassicCNNsError as error:
         if args.debug:

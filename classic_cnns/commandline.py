@@ -55,6 +55,12 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "deterministic", False, "Use only GPU kernels whose results are reproducible to the bit."
     )
+    flags.DEFINE_string(
+        "compilation_cache",
+        "default",
+        "Directory of compiled programs, used again by later runs; default = in the user's cache "
+        'directory, "" = none.',
+    )
     flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     define_config()
 
@@ -120,9 +126,11 @@ def train(argv: list[str], values: Any) -> None:
     try:
         if values.deterministic:
             _make_deterministic()
+        from classic_cnns.compile_cache import keep_compiled
         from classic_cnns.doctor import check_devices
         from classic_cnns.train import train_and_evaluate
 
+        keep_compiled(values.compilation_cache)
         check_devices()
         train_and_evaluate(
             values.config,
