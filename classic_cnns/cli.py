@@ -66,6 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     doctor = commands.add_parser("doctor", help="whether this installation can train")
     doctor.set_defaults(run=_doctor)
 
+    compare = commands.add_parser("compare", help="runs side by side: a table and their curves")
+    compare.add_argument("workdirs", nargs="+", type=Path, metavar="RUN")
+    compare.add_argument("--out", type=Path, default=Path("compare.png"))
+    compare.set_defaults(run=_compare)
+
     args = parser.parse_args(argv)
     try:
         keep_compiled(args.compilation_cache)
@@ -181,6 +186,13 @@ def _doctor(args: argparse.Namespace) -> int:
     findings = examine()
     print(render(findings))
     return int(any(finding.level == "error" for finding in findings))
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from classic_cnns.compare import compare
+
+    for line in compare(args.workdirs, args.out):
+        print(line)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,40 @@ def batch_labels(batch: dict[str, Any], classes: Sequence[str]) -> list[str]:
     return [f"{a} {1 - s:.2f} + {b} {s:.2f}" for a, b, s in zip(names, others, shares, strict=True)]
 
 
+def plot_runs(runs: Sequence[tuple[str, Records]], path: Path) -> None:
+    """Draws the validation curves of several runs over each other, and their training loss, thin.
+
+    Args:
+        runs: (name, lines of metrics.jsonl) of each.
+        path: of the PNG, replaced in one step.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for number, (name, records) in enumerate(runs):
+        color = f"C{number % 10}"
+        style = ("-", "--", ":", "-.")[number // 10 % 4]
+        evals = [r for r in records if "eval_loss" in r]
+        for axes, metric in zip(panels, ("loss", "accuracy"), strict=True):
+            drawn = {"color": color, "linestyle": style}
+            for key, rows in ((f"train_{metric}", records), (f"eval_{metric}", evals)):
+                rows = [r for r in rows if key in r and "epoch" in r]
+                x, y = [r["epoch"] for r in rows], [r[key] for r in rows]
+                if key.startswith("eval"):
+                    axes.plot(x, y, marker="o", markersize=3, **drawn)
+                else:
+                    axes.plot(x, y, alpha=0.3, linewidth=0.8, **drawn)
+            axes.set(xlabel="epoch", ylabel=f"{metric} (val bold, train thin)")
+        panels[0].plot([], [], label=name.removeprefix("_") or "run", color=color, linestyle=style)
+    for axes in panels:
+        axes.grid(alpha=0.3)
+    legend = figure.legend(loc="outside lower center", ncols=min(4, len(runs)), fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=110)
