@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,6 +89,35 @@ def parse(argv: list[str]) -> list[str]:
         if "--debug" in argv:
             raise
         fail(ConfigError(f"{' '.join(str(error).split())}. Fix: see --help and configs/default.py"))
+
+
+def read_config(chosen: str, overrides: Sequence[str] = ()) -> Any:
+    """The ConfigDict that `--config=CHOSEN` and `--config.FIELD=VALUE` flags mean.
+
+    Args:
+        chosen: a config file, perhaps with :DATASET.
+        overrides: flags, in the same words as for main.py.
+
+    Raises:
+        ConfigError: no such file or field, or a value of the wrong kind.
+    """
+    argv = ["classic-cnns", f"--config={chosen}", *overrides]
+    holder, before = flags.FlagValues(), sys.argv
+    # A config file imports configs.default, which main.py finds beside itself.
+    sys.path.insert(0, str(Path(chosen.split(":")[0]).resolve().parents[1]))
+    try:
+        _check_fields(argv, _fields(argv))
+        config_flags.DEFINE_config_file("config", None, flag_values=holder)
+        sys.argv = argv  # where ml_collections looks for overrides
+        holder(argv)
+        return holder["config"].value
+    except ClassicCNNsError:
+        raise
+    except Exception as error:  # absl and ml_collections raise many kinds for a wrong flag
+        raise ConfigError(f"{' '.join(str(error).split())}. Fix: see configs/default.py") from error
+    finally:
+        sys.argv = before
+        del sys.path[0]
 
 
 def _fields(argv: list[str]) -> list[str]:

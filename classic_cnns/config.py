@@ -201,14 +201,17 @@ def peak_rate(config: ConfigDict) -> float:
 
 
 def optimizer_from(
-    config: ConfigDict, spans: Durations, rate_scale: float = 1.0
+    config: ConfigDict,
+    spans: Durations,
+    rate_scale: float = 1.0,
+    schedule: optax.Schedule | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser and the schedule that it follows, times `rate_scale`."""
+    """The optimiser and the schedule that it follows, times `rate_scale`; or a given schedule."""
     settings: dict[str, Any] = config.schedule.to_dict()
     for key in ("warmup_epochs", "warmup_steps", "patience"):
         del settings[key]
     rate = peak_rate(config) * rate_scale
-    schedule = create_schedule(
+    schedule = schedule or create_schedule(
         learning_rate=rate, total_steps=spans.total, warmup_steps=spans.warmup, **settings
     )
     own = ("name", "learning_rate", "learning_rate_per", "options")

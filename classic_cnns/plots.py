@@ -154,6 +154,33 @@ def plot_runs(runs: Sequence[tuple[str, Records]], path: Path) -> None:
     _save(figure, path)
 
 
+def plot_range_test(
+    rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, chosen: float, path: Path, title: str
+) -> None:
+    """Draws the loss over the learning rate, and where the suggestion is.
+
+    Args:
+        rates, losses, smooth: (N,) floats.
+        chosen: the suggested rate.
+        path: of the PNG, replaced in one step.
+        title: above the figure.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color="C0", alpha=0.3, label="loss")
+    axes.plot(rates, smooth, color="C0", label="smoothed")
+    axes.axvline(chosen, color="C3", linestyle="--", label=f"suggestion {chosen:.2g}")
+    low, high = float(smooth.min()), float(np.median(losses[:5]))
+    axes.set_ylim(low - 0.1 * abs(high - low), high + 0.6 * abs(high - low) + 1e-6)
+    axes.set(xscale="log", xlabel="learning rate of the whole batch", ylabel="training loss")
+    axes.set_title(title, parse_math=False)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="png", dpi=110)

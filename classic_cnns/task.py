@@ -1,0 +1,80 @@
+"""What a config trains, ready to be stepped, for the commands around training."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from classic_cnns import config as config_lib
+from classic_cnns.data import Dataset
+from classic_cnns.data.augment import Augment
+from classic_cnns.losses import Loss
+from classic_cnns.sharding import check_batch_size, create_mesh
+from classic_cnns.steps import train_step
+from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
+from classic_cnns.weights.finetune import adopt, find_start
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Data, network, augmentation and loss of a config; nothing is written anywhere."""
+
+    config: ConfigDict
+    dataset: Dataset
+    model: nn.Module
+    augment: Augment
+    loss: Loss
+    spans: config_lib.Durations
+    mesh: Mesh
+    start: Any
+
+    def step(self, tx: optax.GradientTransformation) -> Callable[..., Any]:
+        """`train_step` with everything bound but the state and the batch."""
+        return functools.partial(
+            train_step,
+            model=self.model,
+            tx=tx,
+            mean=self.dataset.preprocess.mean,
+            std=self.dataset.preprocess.std,
+            augment=self.augment,
+            loss=self.loss,
+            seed=self.config.seed,
+        )
+
+    def state(self, tx: optax.GradientTransformation, seed: int | None = None) -> TrainState:
+        """The state that a training starts from; with the config's seed by default."""
+        shape = self.dataset.image_shape
+        given, _ = adopt(self.start, abstract_train_state(self.model, tx, shape))
+        seed = self.config.seed if seed is None else seed
+        return create_train_state(self.model, tx, shape, seed=seed, mesh=self.mesh, given=given)
+
+
+def task_from(config: ConfigDict) -> Task:
+    """Reads the data and builds the network of a config.
+
+    Raises:
+        ConfigError, DataError: as at the start of a training.
+    """
+    dataset = config_lib.dataset_from(config)
+    start = find_start(config.model.pretrained, config.model.name, dict(config.model.options))
+    dataset = start.normalize_as_before(dataset)
+    mesh = create_mesh()
+    check_batch_size(config.batch_size, mesh)
+    shape = dataset.image_shape
+    return Task(
+        config=config,
+        dataset=dataset,
+        model=config_lib.model_from(config, dataset.num_classes, shape, **start.fields),
+        augment=config_lib.augment_from(config, dataset),
+        loss=config_lib.loss_from(config, dataset),
+        spans=config_lib.durations(config, len(dataset.train)),
+        mesh=mesh,
+        start=start,
+    )
