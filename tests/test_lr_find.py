@@ -63,6 +63,7 @@ def test_settings_that_make_no_test():
             rising(low, high, steps)
 
 
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
 def test_the_command(tmp_path, capsys, monkeypatch):
     config = f"{cli.__file__.rsplit('/', 2)[0]}/configs/lenet5.py:fake"
     monkeypatch.chdir(tmp_path)
