@@ -1,4 +1,4 @@
-"""Commands around training: compare, lr-find."""
+"""Commands around training."""
 
 from __future__ import annotations
 
@@ -21,6 +21,14 @@ def add_commands(commands: Any) -> None:
     find.add_argument("--steps", type=int, default=100)
     find.add_argument("--out", type=Path, default=Path("lr_find.png"))
     find.set_defaults(run=_lr_find)
+
+    reproduce = commands.add_parser("reproduce", help="trains a row of docs/results.md again")
+    reproduce.add_argument("row", help="for example lenet5-mnist")
+    reproduce.add_argument("--results", type=Path, default=Path("results/results.json"))
+    reproduce.add_argument("--seed", type=int, help="the row's first by default")
+    reproduce.add_argument("--data-dir", default="")
+    reproduce.add_argument("--workdir", type=Path, help="runs/reproduce-ROW-seedSEED by default")
+    reproduce.set_defaults(run=_reproduce)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -55,3 +63,24 @@ def _lr_find(args: argparse.Namespace) -> None:
     per = config.optimizer.learning_rate_per
     field = chosen * per / config.batch_size if per else chosen
     print(f"suggestion: --config.optimizer.learning_rate={field:.2g} (peak; see {args.out})")
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from classic_cnns import results
+    from classic_cnns.commandline import read_config
+    from classic_cnns.train import train_and_evaluate
+
+    row = results.find(results.read(args.results), args.row)
+    seed = row["seeds"][0] if args.seed is None else args.seed
+    # Config files are named from the directory that holds results/.
+    path = args.results.resolve().parents[1] / row["config"]
+    config = read_config(str(path), [*row["overrides"], f"--config.seed={seed}"])
+    config.data.dir = args.data_dir
+    workdir = args.workdir or Path("runs", f"reproduce-{args.row}-seed{seed}")
+    _, summary = train_and_evaluate(config, workdir)
+    low, high = results.band(row)
+    accuracy = summary["test_accuracy"]
+    inside = low <= accuracy <= high
+    verdict = "inside" if inside else "OUTSIDE"
+    print(f"{args.row}: test accuracy {accuracy:.4f} is {verdict} the band {low:.4f} to {high:.4f}")
+    return 0 if inside else 1

@@ -1,0 +1,77 @@
+"""Trains the rows of docs/results.md, one run after another, and adds them to results/results.json.
+
+    python benchmarks/train_results.py --data-root DATA --hardware 'AMD EPYC, 2 cores' [ROW…]
+
+DATA holds a directory a dataset. A run that is complete is not repeated and one that was stopped
+goes on, so the same command finishes what a kill left. The best epoch is chosen on validation
+images; the test images are looked at once, by each training at its end.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from classic_cnns import results
+
+ROOT = Path(__file__).parents[1]
+
+
+def train(row, seed, workdir, data_root):
+    """Trains one seed of a row, or goes on with it; its summary."""
+    config = f"--config={ROOT / row['config'].split(':')[0]}:{row['data']}"
+    command = [
+        *(sys.executable, str(ROOT / "main.py"), config, *row["overrides"]),
+        *(f"--config.seed={seed}", f"--config.data.dir={data_root / row['data']}"),
+        f"--workdir={workdir}",
+    ]
+    if not (workdir / "result.json").exists():
+        print(time.strftime("%F %T"), " ".join(command), flush=True)
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        with workdir.with_suffix(".log").open("a") as log:
+            subprocess.run(command, stdout=log, stderr=log, check=True)
+    return json.loads((workdir / "result.json").read_text())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="for example lenet5-mnist")
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    parser.add_argument("--hardware", required=True, help="in words: AMD EPYC, 2 cores")
+    args = parser.parse_args()
+    path = ROOT / "results" / "results.json"
+    table = results.read(path)
+    for name in args.rows or list(table):
+        row = table[name]
+        workdirs = [args.runs / f"{name}-seed{seed}" for seed in row["seeds"]]
+        summaries = [
+            train(row, seed, workdir, args.data_root)
+            for seed, workdir in zip(row["seeds"], workdirs, strict=True)
+        ]
+        logs = ROOT / "results" / name
+        logs.mkdir(exist_ok=True)
+        for seed, workdir in zip(row["seeds"], workdirs, strict=True):
+            shutil.copy(workdir / "metrics.csv", logs / f"seed{seed}.csv")
+        info = json.loads((workdirs[0] / "run.json").read_text())
+        # Other rows may have been added by another process meanwhile.
+        table = results.read(path)
+        config = json.loads((workdirs[0] / "config.json").read_text())
+        table[name] = results.with_measurements(
+            row,
+            summaries,
+            info,
+            hardware=args.hardware,
+            log=f"results/{name}",
+            epochs=config["num_epochs"],
+        )
+        results.write(path, table)
+        (ROOT / "docs" / "results.md").write_text(results.page(table))
+        print(f"{name}: {table[name]['accuracy']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""The table of results: one row a network and dataset, kept as results/results.json."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from classic_cnns import rundir
+from classic_cnns.errors import ConfigError, nearest
+
+Row = dict[str, Any]
+
+SLACK = 0.002  # of accuracy: what a handful of seeds may not have shown
+
+
+def read(path: Path) -> dict[str, Row]:
+    """The rows by name.
+
+    A row has "config" (FILE.py:DATASET), "data", "overrides" (further flags), "seeds" and, once it
+    is measured, "accuracy" (of each seed, on the test split), "epochs", "seconds" (the median),
+    "hardware", "versions" and "log".
+
+    Raises:
+        WorkdirError: missing or malformed.
+    """
+    return rundir.read_json(path)
+
+
+def write(path: Path, table: dict[str, Row]) -> None:
+    """Replaces the file."""
+    rundir.write_json(path, table)
+
+
+def find(table: dict[str, Row], name: str) -> Row:
+    """A measured row.
+
+    Raises:
+        ConfigError: there is none of that name, or it has not been measured.
+    """
+    if name not in table:
+        raise ConfigError(f'no row "{name}" in the results. Fix: {nearest(name, table)}')
+    if not table[name].get("accuracy"):
+        raise ConfigError(f'"{name}" has no result yet. Fix: benchmarks/train_results.py {name}')
+    return table[name]
+
+
+def with_measurements(
+    row: Row, summaries: Sequence[Row], info: Row, *, hardware: str, log: str, epochs: float
+) -> Row:
+    """The row with what its trainings found.
+
+    Args:
+        row: with its recipe.
+        summaries: result.json of each seed.
+        info: run.json of the first.
+        hardware: in words.
+        log: directory of the curves.
+        epochs: length of the training.
+    """
+    return row | {
+        "accuracy": [round(s["test_accuracy"], 5) for s in summaries],
+        "epochs": epochs,
+        "seconds": statistics.median(s["seconds"] for s in summaries),
+        "hardware": hardware,
+        "versions": {"python": info["python"]} | info["versions"],
+        "log": log,
+    }
+
+
+def band(row: Row) -> tuple[float, float]:
+    """Where the accuracy of another training of a row should be: three deviations around the mean.
+
+    At least `SLACK` to each side.
+    """
+    mean = statistics.mean(row["accuracy"])
+    width = max(SLACK, 3 * deviation(row["accuracy"]))
+    return mean - width, mean + width
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def page(table: dict[str, Row]) -> str:
+    """The text of docs/results.md."""
+    lines = [
+        "# Results",
+        "",
+        "Made by `benchmarks/train_results.py` from",
+        "[results/results.json](../results/results.json); do not edit. The epoch is chosen on",
+        "validation images, the test split is evaluated once. Accuracy is the mean over seeds ±",
+        "the sample standard deviation. `classic-cnns reproduce ROW` trains a row again and says",
+        "whether it is inside three deviations (at least 0.2 points).",
+        "",
+        "| row | test accuracy | seeds | epochs | wall time of one | hardware | recipe | curves |",
+        "|---|---:|---:|---:|---:|---|---|---|",
+    ]
+    for name, row in table.items():
+        recipe = f"`{' '.join((row['config'], *row['overrides']))}`"
+        values = row.get("accuracy")
+        if not values:
+            lines.append(f"| {name} | not measured | | | | | {recipe} | |")
+            continue
+        accuracy = f"{100 * statistics.mean(values):.2f} ± {100 * deviation(values):.2f} %"
+        lines.append(
+            f"| {name} | {accuracy} | {len(values)} | {row['epochs']:g} | {row['seconds']:,.0f} s "
+            f"| {row['hardware']}, jax {row['versions']['jax']} | {recipe} "
+            f"| [{row['log']}](../{row['log']}) |"
+        )
+    return "\n".join(lines) + "\n"
