@@ -6,9 +6,20 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from classic_cnns.errors import DataError
+
 
 def add_commands(commands: Any) -> None:
     """Adds their parsers to argparse's sub-parsers."""
+    check = commands.add_parser("check-data", help="what is wrong with a folder of images")
+    check.add_argument("directory", type=Path, help="as for data.dir; nothing in it is changed")
+    check.add_argument("--json", type=Path, metavar="FILE", help="write the whole report")
+    check.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures")
+    check.add_argument(
+        "--no-duplicates", action="store_true", help="do not look for pictures that are there twice"
+    )
+    check.set_defaults(run=_check_data)
+
     compare = commands.add_parser("compare", help="runs side by side: a table and their curves")
     compare.add_argument("workdirs", nargs="+", type=Path, metavar="RUN")
     compare.add_argument("--out", type=Path, default=Path("compare.png"))
@@ -29,6 +40,18 @@ def add_commands(commands: Any) -> None:
     reproduce.add_argument("--data-dir", default="")
     reproduce.add_argument("--workdir", type=Path, help="runs/reproduce-ROW-seedSEED by default")
     reproduce.set_defaults(run=_reproduce)
+
+
+def _check_data(args: argparse.Namespace) -> int:
+    from classic_cnns.check_data import check_data
+
+    report = check_data(
+        args.directory,
+        json_file=args.json,
+        html_file=args.html,
+        find_copies=not args.no_duplicates,
+    )
+    return DataError.exit_code if report.refused else 0
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from classic_cnns import rules
 from classic_cnns.config import Durations, peak_rate
@@ -79,29 +75,6 @@ def _per_class(dataset: Dataset, counts: list[int]) -> str:
     return ", ".join(
         f"{name} {count:,}" for name, count in zip(dataset.classes, counts, strict=True)
     )
-
-
-def decoding_bar(text: str, total: int) -> Callable[[int], None]:
-    """A bar for the time before training, on a terminal only; goes when it is full."""
-    bar = Progress(
-        TextColumn(text),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-        disable=not Console().is_terminal,
-    )
-    task = bar.add_task("", total=total)
-    lock = threading.Lock()
-    bar.start()
-
-    def advance(count: int) -> None:
-        with lock:
-            bar.advance(task, count)
-            if bar.finished:
-                bar.stop()
-
-    return advance
 
 
 def advice(record: dict[str, Any], loaders: dict[str, Any]) -> list[str]:

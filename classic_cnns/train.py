@@ -21,9 +21,10 @@ from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.diagnose import draw_first_batch, draw_schedule, explain_non_finite
 from classic_cnns.errors import NonFiniteError
 from classic_cnns.evaluate import create_evaluate
-from classic_cnns.header import advice, decoding_bar, describe
+from classic_cnns.header import advice, describe
 from classic_cnns.logging import Display, MetricFiles
 from classic_cnns.metrics import EpochSums
+from classic_cnns.progress import decoding_bar
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
 from classic_cnns.steps import Progress, train_on, train_step
 from classic_cnns.timing import Clock, Stopwatch, summarize

@@ -11,6 +11,7 @@ import contextlib
 import io
 import math
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,15 @@ class ImageFile:
         """The largest of 1, 2, 4 and 8 that leaves at least twice a size."""
         return power_of_two(min(self.height / (2 * height), self.width / (2 * width)))
 
+    def kind(self) -> tuple[str, str, bool]:
+        """Format, kind of colour ("RGB", "L", …), and whether there are more frames than the
+        first; before `pixels`.
+        """
+        if self.fast:
+            return "JPEG", "L" if self.gray else "RGB", False
+        image = self.image
+        return image.format or "", image.mode, bool(getattr(image, "is_animated", False))
+
     def inside(
         self, box: tuple[float, float, float, float], pixels: np.ndarray
     ) -> tuple[float, float, float, float]:
@@ -111,13 +121,17 @@ def read_file(path: str | Path) -> bytes:
     """The bytes of a file of at most `MAX_BYTES`.
 
     Raises:
-        ValueError: larger.
+        ValueError: larger, empty, or no regular file.
         OSError: cannot be read.
     """
-    with open(path, "rb") as file:
+    # Opening a pipe, as some name may turn out to be, must not wait for what comes out of it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         # What is asked for is laid out in memory first: for MAX_BYTES that takes a tenth of the
         # time of decoding.
-        size = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        size = status.st_size
         data = file.read(min(size, MAX_BYTES) + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES:,} bytes")

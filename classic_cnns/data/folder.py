@@ -7,6 +7,7 @@ Nothing is ever written to the folder, and nothing but names is read before trai
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,59 +45,93 @@ def scan(directory: Path) -> dict[str, Listing]:
         DataError: nothing there, one class, an empty class, or splits that disagree about the
             classes; every problem of the folder is in the message.
     """
-    if not directory.is_dir():
-        raise DataError(f"data.dir: {directory} is not a directory. Fix: --config.data.dir=DIR")
-    found = {
-        split: path
-        for split, names in SPLIT_NAMES.items()
-        for path in [next((directory / n for n in names if (directory / n).is_dir()), None)]
-        if path
-    }
-    if found and "train" not in found:
-        raise DataError(
-            f"{directory} has {sorted(found)} but no train folder. Fix: add {directory}/train"
-        )
-    splits = {s: _classes(p) for s, p in (found or {"all": directory}).items()}
-    _check(directory, splits)
+    splits, problems = list_splits(directory)
+    if problems:
+        raise problems[0]
     return splits
 
 
-def _classes(directory: Path) -> Listing:
-    listing: Listing = {}
-    with os.scandir(directory) as entries:
-        names = sorted(e.name for e in entries if _is_dir(e) and not _hidden(e.name))
-    for name in names:
-        with os.scandir(directory / name) as entries:
-            listing[name] = sorted(
-                e.path
-                for e in entries
-                if e.name.lower().endswith(EXTENSIONS) and not _hidden(e.name) and not _is_dir(e)
-            )
-    return listing
+def list_splits(directory: Path) -> tuple[dict[str, Listing], list[DataError]]:
+    """Like `scan`, but what is wrong is returned, beside all that could be listed.
+
+    Raises:
+        DataError: it is not a directory.
+    """
+    if not directory.is_dir():
+        raise DataError(f"data.dir: {directory} is not a directory. Fix: --config.data.dir=DIR")
+    found = find_splits(directory)
+    unreadable: list[str] = []
+    splits = {
+        split: _classes(path, unreadable) for split, path in (found or {"all": directory}).items()
+    }
+    return splits, list(_problems(directory, splits, unreadable))
 
 
-def _is_dir(entry: os.DirEntry[str]) -> bool:
+def find_splits(directory: Path) -> dict[str, Path]:
+    """Folders of the splits; nothing where the classes are directly in the folder."""
+    places = {
+        split: next((directory / n for n in names if (directory / n).is_dir()), None)
+        for split, names in SPLIT_NAMES.items()
+    }
+    return {split: path for split, path in places.items() if path}
+
+
+def _classes(directory: Path, unreadable: list[str]) -> Listing:
+    names = [e.name for e in _entries(directory, unreadable) if is_dir(e) and not hidden(e.name)]
+    return {
+        name: [
+            e.path
+            for e in _entries(directory / name, unreadable)
+            if e.name.lower().endswith(EXTENSIONS) and not hidden(e.name) and not is_dir(e)
+        ]
+        for name in names
+    }
+
+
+def _entries(directory: Path, unreadable: list[str]) -> list[os.DirEntry[str]]:
+    """In alphabetical order; a folder that cannot be listed is noted."""
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entries, key=lambda e: e.name)
+    except OSError as error:
+        unreadable.append(f"{_names([str(directory)])}: {error.strerror}")
+        return []
+
+
+def is_dir(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or leads to one."""
     try:
         return entry.is_dir()
     except OSError:  # a loop of links
         return False
 
 
-def _hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Whether an entry is none of the data."""
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _check(directory: Path, splits: dict[str, Listing]) -> None:
+def _problems(
+    directory: Path, splits: dict[str, Listing], unreadable: list[str]
+) -> Iterator[DataError]:
+    if unreadable:
+        yield DataError(f"folders that cannot be read: {'; '.join(unreadable)}. Fix: permissions")
+    if "train" not in splits and "all" not in splits:
+        yield DataError(
+            f"{directory} has {sorted(splits)} but no train folder. Fix: add {directory}/train"
+        )
+        return
     base = splits.get("train", splits.get("all", {}))
     layout = (
         f"Fix: {directory}/CLASS/IMAGE, or {directory}/train/CLASS/IMAGE "
         f"and {directory}/val/CLASS/IMAGE"
     )
     if not any(base.values()):
-        raise DataError(
+        yield DataError(
             f"{directory}: no images found (looked for {' '.join(EXTENSIONS)}){_found(directory)}. "
             f"{layout}"
         )
+        return
     problems = []
     if len(base) == 1:
         problems.append(f"only one class, {next(iter(base))!r}: there is nothing to learn")
@@ -111,14 +146,23 @@ def _check(directory: Path, splits: dict[str, Listing]) -> None:
         if absent:
             problems.append(f"classes in train that {split} lacks: {_names(absent)}")
     if problems:
-        raise DataError(
+        yield DataError(
             f"{directory}: {'; '.join(problems)}. {layout}, with the same classes in each"
         )
 
 
+def visible(name: str) -> str:
+    """A name on one line; in quotes and with escapes where one would not see what it is."""
+    return name if name.isprintable() and name == name.strip() else repr(name)
+
+
+def images(count: int) -> str:
+    """A number of images in words."""
+    return f"{count:,} image{'s' * (count != 1)}"
+
+
 def _names(names: list[str]) -> str:
-    """Names on one line, odd characters escaped."""
-    return ", ".join(name if name.isprintable() else repr(name) for name in names)
+    return ", ".join(map(visible, names))
 
 
 def _found(directory: Path) -> str:
