@@ -1,7 +1,13 @@
 """Decoding: the fast path against Pillow, geometry, crops, files that are not what they seem."""
 
+import concurrent.futures
+import contextlib
 import io
+import subprocess
+import sys
+import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,3 +202,100 @@ def test_reading_a_file_takes_no_more_memory_than_it_has(tmp_path):
     assert read_file(tmp_path / "a.jpg") == bytes(1000)
     assert tracemalloc.get_traced_memory()[1] < 20_000
     tracemalloc.stop()
+
+
+def png(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def kinds_of_png():
+    color = photo()
+    clear = color.copy()
+    clear.putalpha(photo(channels=1, seed=1))
+    deep = np.arange(120 * 160, dtype=np.uint16).reshape(120, 160) * 3
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    yield from (png(color), png(clear), png(clear.convert("LA")), png(color.convert("1")))
+    yield png(color.convert("P"), transparency=3)
+    yield png(color, transparency=color.getpixel((3, 3)))
+    yield png(Image.fromarray(deep))
+    yield png(clear, exif=exif)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_strips_change_no_pixel(channels, monkeypatch):
+    for data in kinds_of_png():
+        whole = decode.ImageFile(data).pixels(channels, 1)
+        with monkeypatch.context() as context:
+            context.setattr(decode, "STRIP", 1000)  # six of 160 pixels
+            np.testing.assert_array_equal(decode.ImageFile(data).pixels(channels, 1), whole)
+
+
+def test_alpha_is_laid_over_white():
+    pixels = np.zeros((2, 2, 4), np.uint8)
+    pixels[0, 1] = pixels[1, 0] = (200, 100, 0, 255)
+    pixels[1, 1] = (200, 100, 0, 51)
+    out = decode.ImageFile(png(Image.fromarray(pixels))).pixels(3, 1)
+    assert out.tolist() == [[[255] * 3, [200, 100, 0]], [[200, 100, 0], [244, 224, 204]]]
+
+
+def test_orientation_that_a_png_tells_after_its_pixels():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    before = png(photo(), exif=exif)
+    start = before.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(before[start : start + 4])
+    chunk, rest = before[start:stop], before[:start] + before[stop:]
+    after = rest[:-12] + chunk + rest[-12:]
+    early, late = decode.ImageFile(before), decode.ImageFile(after)
+    assert (early.height, early.width) == (late.height, late.width) == (160, 120)
+    np.testing.assert_array_equal(early.pixels(3, 1), late.pixels(3, 1))
+
+
+@pytest.mark.parametrize("limit", [120 * 160, 120 * 160 - 1])
+def test_large_images_go_one_by_one(limit, monkeypatch):
+    data, inside, most = png(photo()), [], []
+
+    def pixels(*_):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        inside.pop()
+        return np.zeros((120, 160, 3), np.uint8)
+
+    monkeypatch.setattr(decode, "LARGE", limit)
+    monkeypatch.setattr(decode.ImageFile, "pixels", pixels)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(Preprocess((8, 8, 3)), [data] * 8))
+    assert (max(most) == 1) == (limit < 120 * 160)
+
+
+def test_libtiff_writes_nothing_to_the_terminal(capfd):
+    buffer = io.BytesIO()
+    photo().convert("1").save(buffer, "TIFF", compression="group4")
+    data = bytearray(buffer.getvalue())
+    data[20:60] = bytes(range(7, 47))  # "Fax4Decode: Bad code word …"
+    with contextlib.suppress(ValueError):
+        decode_image(bytes(data), 8, 8)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_memory_of_the_largest_images_at_once(tmp_path):
+    """Six PNGs of 79 megapixels with alpha, by six threads, in less than 700 MB."""
+    pixels = np.zeros((8900, 8900, 4), np.uint8)
+    pixels[..., 3] = np.arange(8900) % 256
+    Image.fromarray(pixels).save(tmp_path / "large.png", compress_level=1)
+    script = (
+        "import concurrent.futures, resource, sys;"
+        "from classic_cnns.data.preprocess import Preprocess;"
+        "pool = concurrent.futures.ThreadPoolExecutor(6);"
+        "list(pool.map(Preprocess((224, 224, 3)), [sys.argv[1]] * 6));"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "large.png")]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 700

@@ -62,7 +62,8 @@ def about_counts(counts: dict[str, dict[str, int]]) -> Iterator[Finding]:
         text = (
             f"The largest class has {times:.0f} times the images of the smallest, so rare classes "
             "may be neglected; look at the recall of each. Fix: --config.data.balance=sampler "
-            "trains on all classes equally often."
+            "trains on all classes equally often; class_weights and logit_adjustment change the "
+            "loss."
         )
         files = tuple((n, images(present[n])) for n in (largest, smallest))
         yield Finding("advice", "imbalance", text, files)

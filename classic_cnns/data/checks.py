@@ -169,7 +169,9 @@ def _look_at(path: str) -> _Facts:
     try:
         image = ImageFile(data)
         format, mode, moving = image.kind()
-        pixels = image.pixels(3, image.divisor(27, 27))  # three times what the bits are made of
+        divisor = image.divisor(27, 27)  # three times what the bits are made of
+        with image.in_turn(divisor):
+            bits = duplicates.picture_bits(image.pixels(3, divisor))
     except ValueError as error:
         return _Facts(reason=str(error), size=len(data), digest=digest)
     return _Facts(
@@ -180,7 +182,7 @@ def _look_at(path: str) -> _Facts:
         format=format,
         mode=mode,
         moving=moving,
-        bits=duplicates.picture_bits(pixels),
+        bits=bits,
     )
 
 

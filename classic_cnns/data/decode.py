@@ -8,21 +8,31 @@ loader calls them from threads, and both let go of the interpreter while they wo
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import io
+import logging
 import math
 import os
+import re
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, _imaging
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 80_000_000
 MAX_BYTES = 200_000_000
+LARGE = 16_000_000  # pixels; see `ImageFile.in_turn`
+LATE = re.compile(rb"eXIf|XML:com\.adobe\.xmp|Raw profile type ")  # may come after PNG's pixels
+STRIP = 1 << 20  # pixels that are converted at a time
+
+_LARGE = threading.Lock()  # of the process, since it is the memory of the process that is limited
 
 
 class ImageFile:
@@ -63,9 +73,14 @@ class ImageFile:
     def _pillow_header(self) -> None:
         # Of Pillow alone and for good: to restore the filters is not safe between threads.
         warnings.filterwarnings("ignore", module="PIL")
+        _silence()
         image = Image.open(io.BytesIO(self.data), formats=FORMATS)
         self.height, self.width = image.height, image.width
-        self.turn = image.getexif().get(0x0112, 1)
+        if image.format == "PNG" and not LATE.search(self.data, self.data.find(b"IDAT") + 4):
+            exif = Image.Image.getexif(image)  # that of PNG decodes the image to look behind it
+        else:
+            exif = image.getexif()
+        self.turn = exif.get(0x0112, 1)
         self.image = image
 
     def divisor(self, height: float, width: float) -> int:
@@ -109,12 +124,29 @@ class ImageFile:
                     self._pillow_header()
             elif self.fast:
                 self._pillow_header()
-            with self.image as image:
+            with contextlib.closing(self.image) as image:  # frees its pixels, too
                 if divisor > 1:
                     image.draft("RGB", (image.width // divisor, image.height // divisor))
-                upright = _to_eight_bits(ImageOps.exif_transpose(image), channels)
-            out = np.asarray(upright, np.uint8)
-            return out.reshape(*out.shape[:2], channels)
+                image.load()
+                turn = image.getexif().get(0x0112, 1)  # TIFF is upright by now
+                out = _to_eight_bits(image, channels)
+            return _upright(out, turn)
+
+    @contextlib.contextmanager
+    def in_turn(self, divisor: int) -> Iterator[None]:
+        """Around decoding and resizing: threads go through it one by one where an image is large.
+
+        The largest image allowed takes 0.6 GB for a moment, whatever the number of threads.
+        """
+        decoded = self.height * self.width // (divisor**2 if self.fast else 1)
+        if decoded <= LARGE:
+            yield
+            return
+        with _LARGE:
+            try:
+                yield
+            finally:
+                _give_back_memory()
 
 
 def read_file(path: str | Path) -> bytes:
@@ -154,6 +186,24 @@ def _has_exif(data: bytes) -> bool:
         fill = data[at + 1 : at + 2] == b"\xff"
         at += 1 if fill else 2 + int.from_bytes(data[at + 2 : at + 4])
     return False
+
+
+def _give_back_memory() -> None:
+    """Lets glibc return what is free to the system; it keeps some for each thread otherwise."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@functools.cache
+def _silence() -> None:
+    """Keeps Pillow and the libtiff that it is linked with from writing to the terminal what they
+    think of a file: what matters becomes an exception, too, and that can name the file.
+    """
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff
+        linked = ctypes.CDLL(_imaging.__file__)
+        linked.TIFFSetErrorHandler(None)
+        linked.TIFFSetWarningHandler(None)
 
 
 @contextlib.contextmanager
@@ -202,13 +252,25 @@ def resize(
     return np.asarray(image.resize((width, height), kind, limits)).reshape(height, width, -1)
 
 
-def _to_eight_bits(image: Image.Image, channels: int) -> Image.Image:
-    mode = "RGB" if channels == 3 else "L"
+def _to_eight_bits(image: Image.Image, channels: int) -> np.ndarray:
+    """(H, W, channels) uint8, made in strips, which take less memory than whole copies."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    out = np.empty((image.height, image.width, channels), np.uint8)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        part = image
+        if rows < image.height:
+            part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        values = np.asarray(_strip_to_eight_bits(part, "RGB" if channels == 3 else "L"))
+        out[top : top + rows] = values.reshape(*values.shape[:2], channels)
+    return out
+
+
+def _strip_to_eight_bits(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         image = Image.fromarray((np.clip(values, 0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -61,25 +61,29 @@ class Preprocess:
         """
         height, width, channels = self.image_shape
         image = ImageFile(source)
-        if self.mode == "squash":
-            pixels = image.pixels(channels, image.divisor(height, width))
-            return resize(pixels, height, width, self.interpolation)
+        whole: tuple[float, float] = (height, width)  # of the image after resizing
+        size, box = (height, width), None
         if self.mode == "crop":
-            short = self.resize or round(min(height, width) * 8 / 7)
-            scale = short / min(image.height, image.width)
-            pixels = image.pixels(
-                channels, image.divisor(scale * image.height, scale * image.width)
+            scale = (self.resize or round(min(height, width) * 8 / 7)) / min(
+                image.height, image.width
             )
+            whole = scale * image.height, scale * image.width
             rows, cols = height / scale, width / scale
             box = ((image.width - cols) / 2, (image.height - rows) / 2, cols, rows)
-            return resize(pixels, height, width, self.interpolation, image.inside(box, pixels))
-        scale = min(height / image.height, width / image.width)
-        rows, cols = max(1, round(scale * image.height)), max(1, round(scale * image.width))
-        pixels = image.pixels(channels, image.divisor(rows, cols))
+        elif self.mode == "letterbox":
+            scale = min(height / image.height, width / image.width)
+            size = max(1, round(scale * image.height)), max(1, round(scale * image.width))
+            whole = size
+        divisor = image.divisor(*whole)
+        with image.in_turn(divisor):
+            pixels = image.pixels(channels, divisor)
+            inner = resize(pixels, *size, self.interpolation, box and image.inside(box, pixels))
+        if self.mode != "letterbox":
+            return inner
         out = np.empty((height, width, channels), np.uint8)
         out[:] = np.rint(255 * np.asarray(self.mean))
-        top, left = (height - rows) // 2, (width - cols) // 2
-        out[top : top + rows, left : left + cols] = resize(pixels, rows, cols, self.interpolation)
+        top, left = (height - size[0]) // 2, (width - size[1]) // 2
+        out[top : top + size[0], left : left + size[1]] = inner
         return out
 
 
@@ -136,12 +140,14 @@ def random_resized_crop(
 
     image = ImageFile(source)
     box = crop_box(rng, image.height, image.width, scale, ratio)
-    pixels = image.pixels(channels, power_of_two(min(box[2], box[3]) / size))
-    left, top, width, height = (round(v) for v in image.inside(box, pixels))
-    part = pixels[top : top + max(1, height), left : left + max(1, width)]
-    shrink = max(part.shape[0], part.shape[1]) / size
-    kind = cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR
-    return cv2.resize(part, (size, size), interpolation=kind).reshape(size, size, channels)
+    divisor = power_of_two(min(box[2], box[3]) / size)
+    with image.in_turn(divisor):
+        pixels = image.pixels(channels, divisor)
+        left, top, width, height = (round(v) for v in image.inside(box, pixels))
+        part = pixels[top : top + max(1, height), left : left + max(1, width)]
+        shrink = max(part.shape[0], part.shape[1]) / size
+        kind = cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR
+        return cv2.resize(part, (size, size), interpolation=kind).reshape(size, size, channels)
 
 
 def crop_box(
