@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from classic_cnns.errors import printable
+
 Records = list[dict[str, Any]]
 
 
@@ -80,7 +82,8 @@ def plot_batch(images: np.ndarray, labels: Sequence[str], path: Path, title: str
     ):
         pixels = np.broadcast_to(image, (*image.shape[:2], 3)) if image.shape[2] == 1 else image
         axes.imshow(pixels, interpolation="nearest")
-        axes.set_title(label, fontsize=7, parse_math=False)
+        lines = [_short(line) for line in label.split("\n")]
+        axes.set_title("\n".join(lines), fontsize=7, parse_math=False)
     for axes in figure.axes:
         axes.axis("off")
     _save(figure, path)
@@ -106,18 +109,19 @@ def plot_schedule(rates: np.ndarray, epochs: np.ndarray, path: Path, title: str)
 
 
 def batch_labels(batch: dict[str, Any], classes: Sequence[str]) -> list[str]:
-    """Class names of a batch; of mixed images both, as in "cat 0.70 + dog 0.30".
+    """Class names of a batch; of mixed images both, as in "0.70 cat" above "0.30 dog".
 
     Args:
         batch: "label" (N,) and, where images are mixed, "label2" and "share2" (N,).
         classes: names in the order of the labels.
     """
+    classes = [printable(name) for name in classes]
     names = [classes[int(i)] for i in batch["label"]]
     if "label2" not in batch:
         return names
     shares = [float(s) for s in batch["share2"]]
     others = [classes[int(i)] for i in batch["label2"]]
-    return [f"{a} {1 - s:.2f} + {b} {s:.2f}" for a, b, s in zip(names, others, shares, strict=True)]
+    return [f"{1 - s:.2f} {a}\n{s:.2f} {b}" for a, b, s in zip(names, others, shares, strict=True)]
 
 
 def plot_runs(runs: Sequence[tuple[str, Records]], path: Path) -> None:
@@ -179,6 +183,11 @@ def plot_range_test(
     axes.grid(alpha=0.3)
     axes.legend()
     _save(figure, path)
+
+
+def _short(label: str, most: int = 24) -> str:
+    """What fits above an image."""
+    return label if len(label) <= most else f"{label[: most - 1]}…"
 
 
 def _save(figure: Any, path: Path) -> None:

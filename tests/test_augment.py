@@ -781,5 +781,28 @@ def test_picture_of_a_batch(tmp_path):
 
 def test_labels_of_a_batch():
     batch = {"label": np.array([1, 0]), "label2": np.array([0, 0]), "share2": np.array([0.3, 0.25])}
-    assert batch_labels(batch, ("cat", "dog")) == ["dog 0.70 + cat 0.30", "cat 0.75 + cat 0.25"]
+    assert batch_labels(batch, ("cat", "dog")) == ["0.70 dog\n0.30 cat", "0.75 cat\n0.25 cat"]
     assert batch_labels({"label": np.array([1])}, ("cat", "dog")) == ["dog"]
+
+
+def test_labels_above_images_do_not_overlap(tmp_path):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figures, plain = [], Figure.savefig
+
+    def keep(figure, *args, **options):
+        figures.append(figure)
+        plain(figure, *args, **options)
+
+    names = [
+        "a_very_long_name_of_a_class" * 3,
+        "sulphur-crested cockatoo, Kakatoe galerita\x1b[31m",
+    ]
+    batch = {"label": np.zeros(32, int), "label2": np.ones(32, int), "share2": np.full(32, 0.3)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", keep)
+        plot_batch(noise(32, 8), batch_labels(batch, names), tmp_path / "batch.png", "mixed")
+    drawn = FigureCanvasAgg(figures[0]).get_renderer()
+    boxes = [axes.title.get_window_extent(drawn) for axes in figures[0].axes]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])

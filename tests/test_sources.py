@@ -145,8 +145,13 @@ def test_the_loader_follows_the_size(table):
 def test_all_wrong_settings_at_once():
     with pytest.raises(ConfigError) as error:
         create_dataset("folder", loader="steam", on_bad_image="ignore", workers=-1)
-    for text in ('did you mean "stream"', "data.on_bad_image", "data.workers", "data.dir is empty"):
-        assert text in str(error.value)
+    assert str(error.value) == (
+        'data.loader is "steam", which is unknown; '
+        'data.on_bad_image is "ignore", which is unknown; '
+        "data.workers is -1; data.dir is empty. "
+        'Fix: data.loader: did you mean "stream"?; data.on_bad_image: use one of error, skip; '
+        "data.workers: 0 or more; data.dir: a folder with a sub-folder a class"
+    )
 
 
 def test_random_crops_come_from_larger_squares_or_from_the_host(table):

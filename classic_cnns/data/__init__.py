@@ -155,27 +155,30 @@ def create_dataset(
 
 
 def _check_settings(source: str, given: dict[str, Any]) -> None:
-    problems = []
+    problems, fixes = [], []
+
+    def wrong(name: str, problem: str, fix: str) -> None:
+        problems.append(f"data.{name} is {problem}")
+        fixes.append(f"data.{name}: {fix}")
+
     if source not in SOURCES and not source.startswith("tfds:"):
-        problems.append(f'unknown data.source "{source}": {nearest(source, SOURCES)}')
+        wrong("source", f'"{source}", which is unknown', nearest(source, SOURCES))
     for name in ("val_fraction", "test_fraction"):
         if not 0 < given[name] < 1:
-            problems.append(f"data.{name} is {given[name]}: use a share between 0 and 1")
+            wrong(name, f"{given[name]}", "a share between 0 and 1, for example 0.1")
     if not 0 <= given["max_bad_fraction"] < 1:
-        problems.append(f"data.max_bad_fraction is {given['max_bad_fraction']}: use 0 to below 1")
+        wrong("max_bad_fraction", f"{given['max_bad_fraction']}", "0 or more, below 1")
     for name, values in (("loader", LOADERS), ("on_bad_image", ("error", "skip"))):
         if given[name] not in values:
-            problems.append(f'unknown data.{name} "{given[name]}": {nearest(given[name], values)}')
+            wrong(name, f'"{given[name]}", which is unknown', nearest(given[name], values))
     for name in ("image_size", "workers", "resident_gb"):
         if given[name] < 0:
-            problems.append(f"data.{name} is {given[name]}: use 0 or more")
+            wrong(name, f"{given[name]}", "0 or more")
     if source in ("folder", "images_set", "csv", "npz") and not given["dir"]:
-        what = (
-            "a folder with a sub-folder a class" if source in ("folder", "images_set") else "a file"
-        )
-        problems.append(f"data.dir is empty: --config.data.dir={what}")
+        folder = source in ("folder", "images_set")
+        wrong("dir", "empty", "a folder with a sub-folder a class" if folder else "a file")
     if problems:
-        raise ConfigError(f"{'; '.join(problems)}. Fix: these fields")
+        raise ConfigError(f"{'; '.join(problems)}. Fix: {'; '.join(fixes)}")
 
 
 def _open(
