@@ -50,3 +50,24 @@ CASES = {
     "resnet101": ("resnet101", {"stem": "imagenet"}, (64, 97)),
     "resnet152": ("resnet152", {"stem": "imagenet"}, (64, 97)),
 }
+
+KERAS_RESNET = {"stem": "imagenet", "bottleneck_stride": "1x1", "bn_epsilon": 1.001e-5}
+KERAS_VGG = {"head": "imagenet", "dropout": 0.0}  # takes 224 px alone: it flattens
+
+# The same for other libraries, in inference.
+OTHERS = {
+    "keras/vgg16": ("vgg16", KERAS_VGG, (224,)),
+    "keras/vgg19": ("vgg19", KERAS_VGG, (224,)),
+    "keras/resnet50": ("resnet50", KERAS_RESNET, (64, 97)),
+    "keras/resnet101": ("resnet101", KERAS_RESNET, (64, 97)),
+    "keras/resnet152": ("resnet152", KERAS_RESNET, (64, 97)),
+    "timm/vgg16_bn": ("vgg16_bn", {"head": "imagenet", "dropout": 0.0}, (64,)),
+    "timm/resnet50": ("resnet50", {"stem": "imagenet"}, (64, 97)),
+    "transformers/resnet50": ("resnet50", {"stem": "imagenet"}, (64, 97)),
+}
+
+
+def others_images(name, side):
+    """Two images; for Keras' VGG square ones."""
+    images = seeded_images(side, 2)
+    return images[:, :, :side] if name.startswith("keras/vgg") else images

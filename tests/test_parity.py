@@ -1,4 +1,4 @@
-"""Our logits against those torchvision gave for the same weights (benchmarks/parity.py --write)."""
+"""Logits against those that other libraries gave for the same weights: benchmarks/parity.py."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from seeded import CASES, seeded_images, seeded_variables
+from seeded import CASES, OTHERS, others_images, seeded_images, seeded_variables
 
 from classic_cnns.models import create_model
 
 GOLDENS = json.loads((Path(__file__).parent / "goldens" / "logits.json").read_text())["logits"]
+SLOW = pytest.mark.slow
 QUICK = ("alexnet", "vgg11_bn", "googlenet", "resnet18", "resnet50")
 # Batch statistics of few images amplify rounding with depth. In float64: 6e-8.
 TRAIN_TOLERANCE = {"resnet101": 5e-4, "resnet152": 2e-3}
@@ -18,12 +19,11 @@ TRAIN_TOLERANCE = {"resnet101": 5e-4, "resnet152": 2e-3}
 
 def test_every_golden_has_its_case():
     keys = (f"{n}/{s}/{m}" for n in CASES for s in CASES[n][2] for m in ("eval", "train"))
-    assert set(GOLDENS) == set(keys)
+    others = (f"{n}/{s}" for n in OTHERS for s in OTHERS[n][2])
+    assert set(GOLDENS) == {*keys, *others}
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
-)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=SLOW) for n in CASES])
 def test_logits_are_torchvisions(name):
     network, fields, sides = CASES[name]
     model = create_model(network, 10, **fields)
@@ -43,3 +43,16 @@ def test_logits_are_torchvisions(name):
             expected = np.array(GOLDENS[f"{name}/{side}/{mode}"], np.float32)
             error = np.abs(run(variables, images) - expected).max() / np.abs(expected).max()
             assert error < (TRAIN_TOLERANCE.get(name, 1e-4) if train else 1e-5), (side, mode)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "keras/resnet50" else pytest.param(n, marks=SLOW) for n in OTHERS]
+)
+def test_logits_are_those_of_other_libraries(name):
+    network, fields, sides = OTHERS[name]
+    model = create_model(network, 10, **fields)
+    variables = seeded_variables(model, 224)
+    for side in sides[-1:] if name == "keras/resnet50" else sides:
+        logits = jax.jit(model.apply)(variables, others_images(name, side))
+        expected = np.array(GOLDENS[f"{name}/{side}"], np.float32)
+        assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max(), side

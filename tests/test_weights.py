@@ -4,9 +4,11 @@ Files of the formats are made here by hand, byte by byte, so that no other libra
 """
 
 import json
+import os
 from collections import OrderedDict
 from pathlib import Path
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,11 @@ from torch_files import Tensor, write_legacy, write_zip
 
 import classic_cnns
 from classic_cnns import cli
+from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.errors import ConfigError, DataError, WorkdirError
+from classic_cnns.loading import LoadedRun
 from classic_cnns.models import create_model, lowering
-from classic_cnns.weights import export_weights, load_weights, save_bundle
+from classic_cnns.weights import PREPROCESSING, export_weights, load_weights, save_bundle
 from classic_cnns.weights.convert import detect, from_theirs, to_theirs, unwrap
 from classic_cnns.weights.dialects import dialect, dialects
 from classic_cnns.weights.torch_file import read_torch
@@ -280,6 +284,49 @@ def test_another_head_starts_fresh(tmp_path):
     np.testing.assert_array_equal(
         run.variables["params"]["conv_init"]["kernel"], variables["params"]["conv_init"]["kernel"]
     )
+
+
+@pytest.mark.parametrize("ending", ["weights.h5", "h5"])
+def test_files_for_keras(ending, tmp_path):
+    """The order and the names are those of files that Keras 3.15.1 saved."""
+    fields = {"stem": "imagenet", "bottleneck_stride": "1x1", "bn_epsilon": 1.001e-5}
+    model = create_model("resnet50", 7, **fields)
+    variables = random_variables(model, 32)
+    preprocess = Preprocess.from_dict(PREPROCESSING["keras"])
+    run = LoadedRun(model, variables, tuple("abcdefg"), preprocess, 0)
+    path = export_weights(run, "keras", tmp_path / f"x.{ending}")
+    back, report = load_weights(path, "resnet50")
+    jax.tree.map(np.testing.assert_array_equal, back.variables, variables)
+    assert (back.model, report.dropped, os.listdir(tmp_path)) == (model, (), [path.name])
+    names = ["conv1_conv", "conv1_bn", "conv2_block1_1_conv", "conv2_block1_1_bn"]
+    names += [f"conv2_block1_{end}" for end in ("2_conv", "2_bn", "0_conv", "3_conv", "0_bn")]
+    with h5py.File(path) as file:
+        if ending == "h5":
+            assert list(file.attrs["layer_names"][:9]) == names
+            assert len(file.attrs["layer_names"]) == 107
+            weights = ["predictions/kernel", "predictions/bias"]
+            assert list(file["predictions"].attrs["weight_names"]) == weights
+            return
+        layers = file["layers"]
+        assert layers["conv2d_3/vars"].attrs["name"] == "conv2_block1_0_conv"
+        assert layers["batch_normalization_52/vars"].attrs["name"] == "conv5_block3_3_bn"
+        assert not layers["conv2d_52/vars/1"][:].any()  # the bias that ours has not
+        turned = variables["params"]["conv_init"]["kernel"][:, :, ::-1]
+        np.testing.assert_array_equal(layers["conv2d/vars/0"], turned)
+
+
+def test_what_would_load_elsewhere_and_be_wrong_is_refused(tmp_path):
+    model = create_model("resnet50", 7, stem="cifar")
+    preprocess = Preprocess.from_dict(PREPROCESSING["keras"])
+    run = LoadedRun(model, {}, tuple("abcdefg"), preprocess, 0)
+    for dialect_name, name, text in (
+        ("keras", "x.h5", "stride of a bottleneck at its 1x1 convolution, this network at its 3x3"),
+        ("timm", "x.h5", "only Keras has .h5 files"),
+        ("timm", "x.bin", "unknown ending"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            export_weights(run, dialect_name, tmp_path / name)
+    assert os.listdir(tmp_path) == []
 
 
 def test_commands(tmp_path, capsys):

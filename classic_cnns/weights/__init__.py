@@ -26,6 +26,7 @@ from classic_cnns.models.resnet import ResNet
 from classic_cnns.weights import dialects as dialects_lib
 from classic_cnns.weights.convert import Report, detect, from_theirs, key_of, to_theirs
 from classic_cnns.weights.files import read_weights, write_safetensors
+from classic_cnns.weights.hdf5 import with_biases, write_h5
 from classic_cnns.weights.pretrained import V2, fetch_pretrained, is_tag
 
 _IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -167,30 +168,54 @@ def save_bundle(run: LoadedRun, name: str, directory: str | Path, source: str = 
 
 
 def export_weights(run: LoadedRun, dialect: str, path: str | Path) -> Path:
-    """Writes weights in another library's names and layouts, as .safetensors or .npz.
+    """Writes weights in another library's names and layouts.
 
     Args:
         run: see `classic_cnns.load`.
         dialect: whose names, or "ours" for our own paths.
-        path: ends in .safetensors or .npz; replaced in one step.
+        path: ends in .safetensors, .npz, or for Keras in .weights.h5 or .h5, which its
+            `model.load_weights` takes; replaced in one step.
+
+    Raises:
+        ConfigError: unknown dialect or ending, or another library's network computes something
+            else with the same weights.
+        DataError: layers that it has no name for.
     """
     path = Path(path)
+    if not path.name.endswith((".npz", ".safetensors", ".h5")):
+        raise ConfigError(f"{path}: unknown ending. Fix: .safetensors, .npz, or .h5 for Keras")
+    if path.suffix == ".h5" and dialect != "keras":
+        raise ConfigError(f"{path}: only Keras has .h5 files. Fix: --to=keras, or .safetensors")
     if dialect == "ours":
         arrays = {"/".join(k): np.asarray(v) for k, v in flatten_dict(run.variables).items()}
     else:
-        variables = run.variables
+        chosen = dialects_lib.dialect(run.model, dialect)
+        _check_stride(run.model, chosen)
         if dialect == "keras":
-            variables = _reversed_channels(variables)
-        arrays = to_theirs(variables, dialects_lib.dialect(run.model, dialect))
-    if path.suffix == ".npz":
+            arrays = with_biases(to_theirs(_reversed_channels(run.variables), chosen))
+        else:
+            arrays = to_theirs(run.variables, chosen)
+    if path.suffix == ".h5":
+        write_h5(path, arrays)
+    elif path.suffix == ".npz":
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         rundir.replace_file(path, buffer.getvalue())
-    elif path.suffix == ".safetensors":
-        write_safetensors(path, arrays, {"format": "pt", "dialect": dialect})
     else:
-        raise ConfigError(f"{path}: unknown ending. Fix: .safetensors or .npz")
+        write_safetensors(path, arrays, {"format": "pt", "dialect": dialect})
     return path
+
+
+def _check_stride(model: nn.Module, dialect: dialects_lib.Dialect) -> None:
+    """Refuses what would load there without a word and compute something else."""
+    if not isinstance(model, ResNet) or model.block != "bottleneck":
+        return
+    theirs = dialect.fields.get("bottleneck_stride", "3x3")
+    if model.bottleneck_stride != theirs:
+        raise ConfigError(
+            f"{dialect.name} has the stride of a bottleneck at its {theirs} convolution, this "
+            f"network at its {model.bottleneck_stride}. Fix: --to=safetensors, which is exact"
+        )
 
 
 def _unfilled(leaf: Any) -> np.ndarray:

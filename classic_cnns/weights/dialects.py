@@ -80,6 +80,8 @@ def dialect(model: nn.Module, name: str) -> Dialect:
         ConfigError: unknown for this family, with the nearest.
     """
     known = {d.name: d for d in dialects(model)}
+    if isinstance(model, ResNet):
+        known["timm"] = known["torchvision"]  # the same names
     if name not in known:
         raise ConfigError(
             f'{type(model).__name__} has no dialect "{name}". Fix: {nearest(name, known)}'

@@ -1,8 +1,15 @@
-"""Keras' HDF5 files of weights: .h5 of Keras 1 and 2, .weights.h5 and the inside of .keras."""
+"""Keras' HDF5 files of weights: .h5 of Keras 1 and 2, .weights.h5 and the inside of .keras.
+
+Read and written without Keras.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +21,7 @@ import numpy as np
 
 _MAX_DEPTH = 10  # groups within groups
 _MAX_OBJECTS = 20_000  # ResNet-152 has 2,500
-_MAX_SECONDS = 20
+_MAX_SECONDS = 20  # of processor time
 _OLD_WORDS = {"_W_1": "kernel", "_b_1": "bias", "_W": "kernel", "_b": "bias"}
 _KINDS = {
     2: ("kernel", "bias"),
@@ -33,15 +40,80 @@ def read_h5(path: Path) -> dict[str, np.ndarray]:
     Raises:
         ValueError, OSError, RuntimeError, KeyError: not such a file, damaged or hostile.
     """
-    child = [sys.executable, "-P", __file__, str(path.absolute())]
-    try:
-        result = subprocess.run(child, capture_output=True, timeout=_MAX_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise ValueError("the HDF5 library finds no end of it") from error
-    if result.returncode < 0:
-        raise ValueError("the HDF5 library crashes on it")
+    child = [sys.executable, "-P", __file__, str(path.absolute()), str(_MAX_SECONDS)]
+    code = subprocess.run(child, capture_output=True).returncode
+    if code < 0:
+        end = "finds no end of it" if code == -signal.SIGXCPU else "crashes on it"
+        raise ValueError(f"the HDF5 library {end}")
     with h5py.File(path, "r") as root:
         return _read(root, _Reader(path.stat().st_size))
+
+
+def write_h5(path: Path, arrays: dict[str, np.ndarray], version: str = "3") -> None:
+    """Writes a file that `load_weights` of a network of keras.applications takes, in one step.
+
+    Keras goes by the order of its layers, not by their names: that of conv1_bn after conv1_conv,
+    and of a block's projection (0) between its second and third convolution.
+
+    Args:
+        path: ends in .weights.h5 for the format of Keras 3, else .h5 for the one before, which
+            Keras 3 reads too.
+        arrays: by "layer/variable", see `with_biases`.
+        version: of Keras, which the older format names.
+    """
+    from classic_cnns.manifest import sync  # here, since the child does without the package
+
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for key, array in arrays.items():
+        layer, word = key.split("/")
+        layers.setdefault(layer, {})[word] = array
+    temporary = path.with_name(f".{path.name}.tmp")
+    with h5py.File(temporary, "w") as file:
+        used: dict[str, int] = {}
+        names = sorted(layers, key=_place)
+        for name in names:
+            words = _KINDS[len(layers[name])]
+            values = [np.ascontiguousarray(layers[name][word]) for word in words]
+            if not path.name.endswith(".weights.h5"):
+                group = file.create_group(f"{name}/{name}")
+                file[name].attrs["weight_names"] = [f"{name}/{word}" for word in words]
+                for word, value in zip(words, values, strict=True):
+                    group[word] = value
+                continue
+            dense = "dense" if values[0].ndim == 2 else "conv2d"
+            kind = "batch_normalization" if "gamma" in words else dense
+            number = used[kind] = used.get(kind, -1) + 1
+            group = file.create_group(f"layers/{kind}{f'_{number}' if number else ''}/vars")
+            group.attrs["name"] = name
+            for i, value in enumerate(values):
+                group[str(i)] = value
+        if not path.name.endswith(".weights.h5"):
+            file.attrs.update(layer_names=names, keras_version=version, backend="jax")
+    sync(temporary)
+    os.replace(temporary, path)
+
+
+def with_biases(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Keras' ResNets have a bias in every convolution, which ours fold into the mean: zeros."""
+    zeros = {
+        f"{key.removesuffix('kernel')}bias": np.zeros(array.shape[-1], np.float32)
+        for key, array in arrays.items()
+        if key.endswith("/kernel")
+    }
+    return zeros | arrays
+
+
+def _place(layer: str) -> list[int]:
+    """Sorts the layers of Keras' VGG and ResNet as they follow each other."""
+    if layer in ("fc1", "fc2", "predictions"):
+        return [100, len(layer), int(layer[-1] == "2")]
+    numbers = [int(n) for n in re.findall(r"\d+", layer)]
+    kind = int(layer.endswith("_bn"))
+    if len(numbers) < 3:  # conv1_bn, block3_conv2
+        return [*numbers, kind]
+    stage, block, part = numbers
+    order = ((1, 0), (1, 1), (2, 0), (2, 1), (0, 0), (3, 0), (0, 1), (3, 1))
+    return [stage, block, order.index((part, kind))]
 
 
 def _read(root: Any, reader: _Reader) -> dict[str, np.ndarray]:
@@ -137,5 +209,6 @@ def _add(out: dict[str, np.ndarray], key: str, array: np.ndarray) -> None:
 
 
 if __name__ == "__main__":  # the child: what it raises, its parent will raise again
+    resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2]) + 1))
     with contextlib.suppress(Exception), h5py.File(sys.argv[1], "r") as file:
         _read(file, _Reader(Path(sys.argv[1]).stat().st_size, numbers=False))
