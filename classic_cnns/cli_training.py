@@ -41,6 +41,15 @@ def add_commands(commands: Any) -> None:
     reproduce.add_argument("--workdir", type=Path, help="runs/reproduce-ROW-seedSEED by default")
     reproduce.set_defaults(run=_reproduce)
 
+    sweep = commands.add_parser("sweep", help="trains over a grid of settings and seeds")
+    sweep.add_argument("config", help="configs/FILE.py[:DATASET]; --config.FIELD=VALUE may follow")
+    sweep.add_argument("--grid", nargs="+", required=True, metavar="FIELD=VALUE,VALUE")
+    sweep.add_argument("--seeds", default="0", help="0-2 or 0,1,2")
+    sweep.add_argument(
+        "--out", type=Path, default=Path("runs/sweep"), help="of the run directories"
+    )
+    sweep.set_defaults(run=_sweep)
+
 
 def _check_data(args: argparse.Namespace) -> int:
     from classic_cnns.check_data import check_data
@@ -107,3 +116,40 @@ def _reproduce(args: argparse.Namespace) -> int:
     verdict = "inside" if inside else "OUTSIDE"
     print(f"{args.row}: test accuracy {accuracy:.4f} is {verdict} the band {low:.4f} to {high:.4f}")
     return 0 if inside else 1
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    from classic_cnns import config as config_lib
+    from classic_cnns import sweep
+    from classic_cnns.commandline import read_config
+    from classic_cnns.errors import NonFiniteError, printable
+    from classic_cnns.train import train_and_evaluate
+
+    points, seeds = sweep.parse_grid(args.grid), sweep.parse_seeds(args.seeds)
+    plan = []  # every mistake in it is found before the first training
+    for point in points:
+        for seed in seeds:
+            changes = [f"--config.{field}={value}" for field, value in point]
+            changes = [*args.overrides, *changes, f"--config.seed={seed}"]
+            config = read_config(args.config, changes)
+            workdir = args.out / sweep.name_of(point, seed)
+            flat = config_lib.flatten(config)
+            summary = sweep.finished(workdir, flat, config_lib.FREE)
+            plan.append((point, config, workdir, summary))
+    summaries: dict[sweep.Point, list[Any]] = {point: [] for point in points}
+    for number, (point, config, workdir, summary) in enumerate(plan, 1):
+        print(f"== {number} of {len(plan)}: {printable(workdir.name)}", flush=True)
+        if summary is None:
+            try:
+                _, summary = train_and_evaluate(config, workdir)
+            except NonFiniteError as error:
+                print(f"diverged: {printable(str(error))}")
+        summaries[point].append(summary)
+    print(printable_lines(sweep.table(points, summaries)))
+
+
+def printable_lines(text: str) -> str:
+    """Lines of text without other control characters."""
+    from classic_cnns.errors import printable
+
+    return "\n".join(map(printable, text.split("\n")))
