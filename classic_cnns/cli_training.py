@@ -50,6 +50,20 @@ def add_commands(commands: Any) -> None:
     )
     sweep.set_defaults(run=_sweep)
 
+    fit = commands.add_parser("fit-batch", help="the largest batch that fits, by the compiler")
+    fit.add_argument("config", help="configs/FILE.py[:DATASET]; --config.FIELD=VALUE may follow")
+    fit.add_argument("--gib", type=float, default=0.0, help="memory; the device's own by default")
+    fit.set_defaults(run=_fit_batch)
+
+    benchmark = commands.add_parser("benchmark", help="speed of networks on this machine")
+    benchmark.add_argument("names", nargs="+", metavar="NAME")
+    benchmark.add_argument("--image-size", type=int, default=32)
+    benchmark.add_argument("--batch-size", type=int, default=64)
+    benchmark.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    benchmark.add_argument("--seconds", type=float, default=3.0, help="of timing each")
+    benchmark.add_argument("--json", type=Path, help="write everything to this file")
+    benchmark.set_defaults(run=_benchmark)
+
 
 def _check_data(args: argparse.Namespace) -> int:
     from classic_cnns.check_data import check_data
@@ -153,3 +167,72 @@ def printable_lines(text: str) -> str:
     from classic_cnns.errors import printable
 
     return "\n".join(map(printable, text.split("\n")))
+
+
+def _fit_batch(args: argparse.Namespace) -> None:
+    from classic_cnns.commandline import read_config
+    from classic_cnns.config import optimizer_from
+    from classic_cnns.errors import ConfigError
+    from classic_cnns.fit_batch import device_bytes, step_bytes
+    from classic_cnns.task import task_from
+
+    config = read_config(args.config, args.overrides)
+    task = task_from(config)
+    tx, _ = optimizer_from(config, task.spans)
+    limit, kind = (int(args.gib * 2**30), "--gib") if args.gib > 0 else device_bytes()
+    print(f"{limit / 2**30:.2f} GiB: {kind}")
+    best, size = 0, task.mesh.size
+    while size <= len(task.dataset.train):
+        needed = step_bytes(task, tx, size)
+        print(
+            f"batch {size:6,}  {needed / 2**30:9.3f} GiB{'' if needed <= limit else '  too much'}"
+        )
+        if needed > limit:
+            break
+        best, size = size, 2 * size
+    if not best:
+        raise ConfigError("not even the smallest batch fits. Fix: smaller images, or bfloat16")
+    print(f"suggestion: --config.batch_size={best}")
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from classic_cnns import rundir
+    from classic_cnns.benchmark import measure
+    from classic_cnns.errors import ConfigError
+    from classic_cnns.models import create_model
+
+    for name in args.names:  # before the first takes its time
+        smallest = create_model(name, 10).min_size()  # type: ignore[attr-defined]
+        if args.image_size < smallest or args.batch_size < 1:
+            raise ConfigError(
+                f"{name}: Fix: --image-size={smallest} or more, --batch-size=1 or more"
+            )
+    device = jax.devices()[0].device_kind
+    print(f"{device}, {args.image_size} px, batch {args.batch_size}, {args.dtype}; medians")
+    print(
+        f"{'network':16}{'train im/s':>12}{'GMACs/s':>10}{'eval im/s':>12}{'GMACs/s':>10}"
+        f"{'first step':>12}{'memory':>12}"
+    )
+    rows = []
+    for name in args.names:
+        row = measure(
+            name,
+            image_size=args.image_size,
+            batch_size=args.batch_size,
+            dtype=jnp.dtype(args.dtype),
+            seconds=args.seconds,
+        )
+        train, infer = row["train"], row["eval"]
+        print(
+            f"{name:16}{train['images_per_sec']:12,.1f}{train['gmacs_per_sec']:10,.1f}"
+            f"{infer['images_per_sec']:12,.1f}{infer['gmacs_per_sec']:10,.1f}"
+            f"{row['first_step']:10.1f} s{row['step_bytes'] / 2**30:8.3f} GiB",
+            flush=True,
+        )
+        rows.append(row)
+    if args.json:
+        about = {"device": device, "versions": rundir.versions(), "rows": rows}
+        rundir.write_json(args.json, about)

@@ -1,0 +1,51 @@
+"""fit-batch asks the compiler; benchmark's numbers belong together."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from classic_cnns import cli
+
+CONFIG = str(Path(__file__).parents[1] / "configs" / "lenet5.py:fake")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+def test_fit_batch_stops_at_the_limit(capsys, monkeypatch):
+    from classic_cnns import fit_batch
+
+    plain, asked = fit_batch.step_bytes, []
+
+    def step_bytes(task, tx, size):
+        asked.append(size)
+        # Compiled for the smallest only, which tells that the account is of the right order.
+        return plain(task, tx, size) if size == 8 else size * 2**20
+
+    monkeypatch.setattr(fit_batch, "step_bytes", step_bytes)
+    assert cli.main(["fit-batch", CONFIG, "--gib=0.05"]) == 0
+    out = capsys.readouterr().out
+    assert asked == [8, 16, 32, 64]
+    assert "suggestion: --config.batch_size=32" in out
+    # 62,006 parameters with momentum, in and out of the step: 1 MB; 810 images of 3 kB: 2.5 MB.
+    smallest = float(next(line for line in out.splitlines() if "batch      8" in line).split()[2])
+    assert 0.0025 < smallest < 0.02
+    monkeypatch.setattr(fit_batch, "step_bytes", lambda *_: 2**40)
+    assert cli.main(["fit-batch", CONFIG]) == 2
+
+
+def test_benchmark(tmp_path, capsys):
+    path = tmp_path / "b.json"
+    args = ["benchmark", "lenet5", "--batch-size=8", "--seconds=0.01", f"--json={path}"]
+    assert cli.main(args) == 0
+    row = json.loads(path.read_text())["rows"][0]
+    assert row["parameters"] == 62006
+    assert row["gmacs"] == pytest.approx(651_720e-9, rel=1e-3)
+    for key, factor in (("train", 3), ("eval", 1)):
+        speed = row[key]
+        assert speed["n"] >= 5
+        assert speed["min"] <= speed["images_per_sec"] <= speed["max"]
+        expected = factor * row["gmacs"] * speed["images_per_sec"]
+        assert speed["gmacs_per_sec"] == pytest.approx(expected)
+    assert f"{row['train']['images_per_sec']:,.1f}" in capsys.readouterr().out
+    assert cli.main(["benchmark", "lenet5", "--image-size=8"]) == 2
+    assert cli.main(["benchmark", "lenet"]) == 2
