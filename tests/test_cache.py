@@ -156,6 +156,7 @@ def test_without_room_for_the_cache_it_goes_on(folder, tmp_path, monkeypatch, nu
     assert len(data.train) + len(data.val) + len(data.test) == 20
     assert os.strerror(number) in data.warnings[0]
     assert "going on without" in data.warnings[0]
+    assert len(data.warnings) == 1  # for all three splits
     if number == errno.ENOSPC:
         assert not list((tmp_path / "c").glob(".*.building"))
 

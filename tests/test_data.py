@@ -4,15 +4,18 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
 import struct
+import sys
 import tarfile
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from classic_cnns.data import archives, create_dataset
+from classic_cnns.data import archives, create_dataset, folder
 from classic_cnns.data.archives import Archive, Download, Member
 from classic_cnns.data.preprocess import decode_image
 from classic_cnns.data.splits import stratified_split
@@ -25,11 +28,11 @@ def photos(tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2)):
         for name in ("cat", "dog"):
-            folder = tmp_path / split / name
-            folder.mkdir(parents=True)
+            place = tmp_path / split / name
+            place.mkdir(parents=True)
             for i in range(count):
                 pixels = rng.integers(0, 256, (20, 30, 3), np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
+                Image.fromarray(pixels).save(place / f"{i}.png")
     return tmp_path
 
 
@@ -51,6 +54,28 @@ def test_splits_are_disjoint_seeded_and_complete():
     assert np.bincount(labels[part]).tolist() == [7, 7, 7]
     np.testing.assert_array_equal(part, stratified_split(labels, 0.2, seed=1)[1])
     assert not np.array_equal(part, stratified_split(labels, 0.2, seed=2)[1])
+
+
+def test_classes_that_cannot_be_split_are_all_named():
+    labels = np.array([0, 0, 1, 2, 2, 3])
+    with pytest.raises(DataError, match=r"classes: 'b', 'd'\. Fix"):
+        stratified_split(labels, 0.5, 0, ("a", "b", "c", "d"))
+
+
+@pytest.mark.slow
+def test_memory_of_a_folder_of_100_000_files(tmp_path):
+    """At most 100 bytes a file beyond the paths themselves."""
+    for c in range(10):
+        (tmp_path / str(c)).mkdir()
+        for i in range(10_000):
+            os.close(os.open(tmp_path / str(c) / f"{i}.jpg", os.O_CREAT | os.O_WRONLY))
+    tracemalloc.start()
+    splits, _ = folder.photos(tmp_path)
+    now, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    names = splits["all"].images.names
+    assert len(names) == 100_000
+    assert now - sum(map(sys.getsizeof, names)) < 100 * len(names)
 
 
 def test_folder(photos):

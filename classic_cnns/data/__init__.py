@@ -100,14 +100,14 @@ def create_dataset(
     given = sorted(found)
     note = "splits of the source"
     if "all" in found:
-        rest, test = stratified_split(found["all"].labels, test_fraction, seed)
+        rest, test = stratified_split(found["all"].labels, test_fraction, seed, classes)
         found = {"train": found["all"].subset(rest), "test": found["all"].subset(test)}
         note = (
             f"test ({test_fraction:.0%}) and val ({val_fraction:.0%}) "
             f"drawn class by class with seed {seed}"
         )
     if "val" not in found:
-        rest, val = stratified_split(found["train"].labels, val_fraction, seed)
+        rest, val = stratified_split(found["train"].labels, val_fraction, seed, classes)
         train = found["train"]
         found |= {"train": train.subset(rest), "val": train.subset(val)}
         if given != ["all"]:

@@ -80,7 +80,8 @@ def decode_splits(
         reasons |= {images.names[i]: reason for i, reason in bad.items()}
         out[name] = Split(pixels, split.labels).without(list(bad))
     total = sum(map(len, splits.values()))
-    return out, (*warnings, *report_bad(reasons, total, limit=max_bad_fraction, skip=skip))
+    once = dict.fromkeys(warnings)  # not for every split
+    return out, (*once, *report_bad(reasons, total, limit=max_bad_fraction, skip=skip))
 
 
 def decode_all(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -110,24 +110,34 @@ class Dataset:
 
 
 def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int
+    labels: np.ndarray, fraction: float, seed: int, classes: Sequence[str] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws `fraction` of every class (at least one image).
+
+    Args:
+        labels: (N,) integers.
+        fraction: between 0 and 1.
+        seed: decides which; the split is a function of the labels, the fraction and the seed.
+        classes: names for errors.
 
     Returns:
         Indices of the rest and of the part drawn, both rising.
 
     Raises:
-        DataError: a class has a single image.
+        DataError: names the classes of which a single image is left.
     """
+    present, counts = np.unique(labels, return_counts=True)
+    if (counts < 2).any():
+        single = [classes[i] if classes else str(i) for i in present[counts < 2]]
+        raise DataError(
+            f"too few images to split these classes: {', '.join(map(repr, single))}. Fix: at least "
+            "3 images of each, 2 where there is a test split"
+        )
     drawn = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
+    for label, count in zip(present, counts, strict=True):
         members = np.flatnonzero(labels == label)
-        if len(members) < 2:
-            raise DataError(f"class {label} has one image, which cannot be split. Fix: add images")
         rng = np.random.Generator(np.random.Philox(key=[seed, label]))
-        count = max(1, round(fraction * len(members)))
-        drawn[rng.permutation(members)[:count]] = True
+        drawn[rng.permutation(members)[: max(1, round(fraction * count))]] = True
     return np.flatnonzero(~drawn), np.flatnonzero(drawn)
 
 
