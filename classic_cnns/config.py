@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -74,11 +75,14 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
 
     def steps(section: ConfigDict, prefix: str, name: str) -> float:
         for unit in ("epochs", "steps"):
-            if section[f"{name}_{unit}"] < 0:
-                problems.append(f"{prefix}{name}_{unit} is negative: use 0 or more")
-        return (
+            value = section[f"{name}_{unit}"]
+            if not 0 <= value < 1e12:  # a NaN neither
+                what = "negative" if value < 0 else value
+                problems.append(f"{prefix}{name}_{unit} is {what}: use 0 or more")
+        count = (
             section[f"{name}_steps"] or section[f"{name}_epochs"] * train_size / config.batch_size
         )
+        return count if math.isfinite(count) else 0.0
 
     result = Durations(
         epoch=train_size / config.batch_size,
@@ -88,7 +92,7 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         checkpoint_every=max(1.0, steps(config, "", "checkpoint_every")),
     )
     if result.total < 1:
-        problems.append("the training has no step: raise num_epochs or lower batch_size")
+        problems.append("the training has no step: use more num_epochs or a smaller batch_size")
     if config.log_every_steps < 1:
         problems.append("log_every_steps is below 1: use 1 or more")
     if config.schedule.patience < 1:
@@ -97,8 +101,10 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         problems.append(f"steps_per_dispatch is {config.steps_per_dispatch}: use 0 or more")
     if config.on_divergence not in ("stop", "rollback"):
         problems.append(f'on_divergence is "{config.on_divergence}": use "stop" or "rollback"')
-    if not 0 < config.rollback_factor <= 1 or config.max_rollbacks < 0:
-        problems.append("rollback_factor is a share up to 1, max_rollbacks 0 or more")
+    if not 0 < config.rollback_factor <= 1:
+        problems.append(f"rollback_factor is {config.rollback_factor}: use a share up to 1")
+    if config.max_rollbacks < 0:
+        problems.append(f"max_rollbacks is {config.max_rollbacks}: use 0 or more")
     if problems:
         raise ConfigError(f"training: {'; '.join(problems)}")
     return result

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +15,7 @@ from classic_cnns import config as config_lib
 from classic_cnns import rundir
 from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.data.splits import Dataset
-from classic_cnns.errors import ConfigError, WorkdirError
+from classic_cnns.errors import ClassicCNNsError, ConfigError, WorkdirError
 from classic_cnns.saved import SavedCheckpoints
 
 
@@ -47,18 +49,24 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
         WorkdirError: not a run, no checkpoint, or a damaged one.
     """
     workdir = Path(workdir).expanduser().absolute()
-    info = rundir.read_json(workdir / "run.json")
-    config = ConfigDict(rundir.read_json(workdir / "config.json"))
-    preprocess = Preprocess.from_dict(info["preprocessing"])
-    fields = info.get("model_fields", {})
-    model = config_lib.model_from(config, len(info["classes"]), preprocess.image_shape, **fields)
+    info = rundir.read_json(workdir / "run.json", classes=list, preprocessing=dict)
+    saved = rundir.read_json(workdir / "config.json", model=dict)
+    with _reading(workdir / "run.json or config.json"):
+        preprocess = Preprocess.from_dict(info["preprocessing"])
+        model = config_lib.model_from(
+            ConfigDict(saved),
+            len(info["classes"]),
+            preprocess.image_shape,
+            **info.get("model_fields", {}),
+        )
     checkpoints = SavedCheckpoints(workdir / "checkpoints")
     steps = checkpoints.steps()
     if not steps:
         raise WorkdirError(f"{workdir} has no finished checkpoint. Fix: train for an epoch")
     step = steps[-1]
     if which == "best":
-        step = checkpoints.manifest(step)["notes"]["best"]["step"] or step
+        with _reading(checkpoints.directory / str(step) / "MANIFEST.json"):
+            step = int(checkpoints.manifest(step)["notes"]["best"]["step"]) or step
     state = checkpoints.read(step)["state"]
     return LoadedRun(
         model=model,
@@ -67,6 +75,19 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
         preprocess=preprocess,
         step=step,
     )
+
+
+@contextlib.contextmanager
+def _reading(what: Path | str) -> Iterator[None]:
+    """Names the file where something in it is missing or of a wrong type."""
+    try:
+        yield
+    except ClassicCNNsError:
+        raise
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise WorkdirError(
+            f"{what} is malformed ({type(error).__name__}: {error}). Fix: restore it"
+        ) from error
 
 
 def load_dataset(

@@ -38,6 +38,7 @@ SOURCES = (
     "tfds:NAME",
     "fake",
 )
+LARGEST_SIDE = 10_000  # pixels; such a batch of one would take more than a gigabyte
 LOADERS = ("auto", "resident", "stream")
 
 
@@ -174,6 +175,8 @@ def _check_settings(source: str, given: dict[str, Any]) -> None:
     for name in ("image_size", "workers", "resident_gb"):
         if given[name] < 0:
             wrong(name, f"{given[name]}", "0 or more")
+    if given["image_size"] > LARGEST_SIDE:
+        wrong("image_size", f"{given['image_size']}", f"{LARGEST_SIDE} or less")
     if source in ("folder", "images_set", "csv", "npz") and not given["dir"]:
         folder = source in ("folder", "images_set")
         wrong("dir", "empty", "a folder with a sub-folder a class" if folder else "a file")

@@ -1,5 +1,6 @@
 """Cases 10 to 15, 21 to 31 and 55: trainings that are killed, stopped, copied and continued."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -7,6 +8,7 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,3 +255,41 @@ def test_case55_rollback_lowers_the_rate_and_goes_on(lab, tmp_path):
     rates = [r["learning_rate"] for r in read_records(tmp_path / "run" / "metrics.jsonl")]
     assert max(rates) <= 0.01
     assert rates
+
+
+def consumption(child):
+    """Resident memory in MB, open files and threads of a child."""
+    folder = Path(f"/proc/{child.process.pid}")
+    fields = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    files = len(os.listdir(folder / "fd"))
+    return int(fields["VmRSS"].split()[0]) / 1e3, files, int(fields["Threads"])
+
+
+@pytest.mark.slow
+def test_soak_of_ten_thousand_steps(lab, tmp_path):
+    """Two hundred checkpoints: memory grows by no more than 5 %, files and threads not at all."""
+    run = tmp_path / "run"
+    child = lab.start(
+        run,
+        num_steps=10_000,
+        batch_size=8,
+        checkpoint_every_steps=50,
+        eval_every_steps=1000,
+        log_every_steps=500,
+    )
+    samples = []
+    while child.process.is_alive():
+        time.sleep(0.5)
+        done = steps(run)
+        if done and done[-1] >= 1000:
+            with contextlib.suppress(OSError, KeyError):
+                samples.append(consumption(child))
+    assert child.end() == 0, child.output
+    memory, files, threads = np.array(samples[:-4]).T
+    tenth = len(memory) // 10
+    growth = np.median(memory[-tenth:]) / np.median(memory[:tenth]) - 1
+    print(f"{len(memory)} samples, {memory[0]:.0f} MB, growth {growth:.1%}, {files[-1]:.0f} files")
+    assert tenth > 3
+    assert growth < 0.05
+    assert np.median(files[-tenth:]) <= np.median(files[:tenth])
+    assert np.median(threads[-tenth:]) <= np.median(threads[:tenth])
