@@ -210,7 +210,10 @@ class Checkpoints(SavedCheckpoints):
         temporary = self.directory / f".tmp-{step}"
         try:
             temporary.mkdir()
-            ocp.save(temporary / "state", tree)
+            context = ocp.Context()
+            context.memory.deepcopy_host_arrays = False  # it returns when all is written
+            with context:
+                ocp.save(temporary / "state", tree)
             names = sorted(manifest_lib.list_files(temporary))
             manifest = {
                 "format": manifest_lib.FORMAT,
