@@ -26,6 +26,12 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 BALANCES = ("none", "sampler", "class_weights", "logit_adjustment")
 
+# What early stopping may watch; "ema_" with averages only.
+WATCHED = (
+    "eval_accuracy", "eval_accuracy_top5", "eval_balanced_accuracy", "eval_loss",
+    "ema_eval_accuracy", "ema_eval_loss", "train_accuracy", "train_loss",
+)  # fmt: skip
+
 # Fields that may change between two starts of the same run: none of them changes what is computed.
 FREE = (
     "data.dir",
@@ -97,6 +103,16 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         problems.append("log_every_steps is below 1: use 1 or more")
     if config.schedule.patience < 1:
         problems.append(f"schedule.patience is {config.schedule.patience}: use 1 or more")
+    if not 0 <= config.ema_decay < 1:
+        problems.append(f"ema_decay is {config.ema_decay}: use 0 or more, below 1")
+    early = config.early_stopping
+    watched = [m for m in WATCHED if config.ema_decay or not m.startswith("ema_")]
+    if early.patience and early.metric not in watched:
+        problems.append(f'early_stopping.metric "{early.metric}": {nearest(early.metric, watched)}')
+    if early.mode not in ("max", "min"):
+        problems.append(f'early_stopping.mode is "{early.mode}": use "max" or "min"')
+    if early.patience < 0 or early.min_delta < 0:
+        problems.append("early_stopping: patience and min_delta are 0 or more")
     if config.steps_per_dispatch < 0:
         problems.append(f"steps_per_dispatch is {config.steps_per_dispatch}: use 0 or more")
     if config.on_divergence not in ("stop", "rollback"):

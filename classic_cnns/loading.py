@@ -38,15 +38,18 @@ class LoadedRun:
     step: int
 
 
-def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> LoadedRun:
+def load(
+    workdir: str | Path, which: Literal["best", "latest"] = "best", *, ema: bool = False
+) -> LoadedRun:
     """Reads a run directory; nothing else is needed, and nothing in it is executed.
 
     Args:
         workdir: of a run.
         which: the checkpoint with the highest validation accuracy, or the newest.
+        ema: the moving averages of the weights, and the best of those.
 
     Raises:
-        WorkdirError: not a run, no checkpoint, or a damaged one.
+        WorkdirError: not a run, no checkpoint, or a damaged one, or one without averages.
     """
     workdir = Path(workdir).expanduser().absolute()
     info = rundir.read_json(workdir / "run.json", classes=list, preprocessing=dict)
@@ -66,8 +69,13 @@ def load(workdir: str | Path, which: Literal["best", "latest"] = "best") -> Load
     step = steps[-1]
     if which == "best":
         with _reading(checkpoints.directory / str(step) / "MANIFEST.json"):
-            step = int(checkpoints.manifest(step)["notes"]["best"]["step"]) or step
+            notes = checkpoints.manifest(step)["notes"]
+            best = notes.get("best_ema", {"step": 0}) if ema else notes["best"]
+            step = int(best["step"]) or step
     state = checkpoints.read(step)["state"]
+    if ema and not state.get("ema"):
+        raise WorkdirError(f"{workdir} has no averaged weights. Fix: train with config.ema_decay")
+    state = state["ema"] if ema else state
     return LoadedRun(
         model=model,
         variables={"params": state["params"], "batch_stats": state.get("batch_stats") or {}},

@@ -166,6 +166,10 @@ class Notes:
     Attributes:
         epoch_sums: of the epoch so far.
         best: step and validation accuracy of the best evaluation, the earliest of equals.
+        best_ema: the same for the averaged weights.
+        target: value that early stopping wants improved, negative where less is better.
+        waited: evaluations in a row that have not.
+        ended: why the training ended before its last step, or "".
         unevaluated: whether the evaluation that is due at this step was interrupted.
         rollbacks: done so far.
         rate_scale: factor of the learning rate that they left.
@@ -175,6 +179,12 @@ class Notes:
     best: dict[str, Any] = dataclasses.field(
         default_factory=lambda: {"step": 0, "eval_accuracy": -1.0}
     )
+    best_ema: dict[str, Any] = dataclasses.field(
+        default_factory=lambda: {"step": 0, "eval_accuracy": -1.0}
+    )
+    target: float | None = None
+    waited: int = 0
+    ended: str = ""
     unevaluated: bool = False
     rollbacks: int = 0
     rate_scale: float = 1.0
@@ -187,10 +197,17 @@ def read_notes(step: int, notes: dict[str, Any]) -> Notes:
         WorkdirError: something is missing or of the wrong type.
     """
     try:
-        best = notes["best"]
+        best, ema = (
+            {"step": int(b["step"]), "eval_accuracy": float(b["eval_accuracy"])}
+            for b in (notes["best"], notes["best_ema"])
+        )
         return Notes(
             epoch_sums=EpochSums(**{k: float(v) for k, v in notes["epoch_sums"].items()}),
-            best={"step": int(best["step"]), "eval_accuracy": float(best["eval_accuracy"])},
+            best=best,
+            best_ema=ema,
+            target=None if notes["target"] is None else float(notes["target"]),
+            waited=int(notes["waited"]),
+            ended=str(notes["ended"]),
             unevaluated=bool(notes["unevaluated"]),
             rollbacks=int(notes["rollbacks"]),
             rate_scale=float(notes["rate_scale"]),
@@ -202,14 +219,11 @@ def read_notes(step: int, notes: dict[str, Any]) -> Notes:
         ) from error
 
 
-def best_saved(checkpoints: SavedCheckpoints) -> dict[str, Any]:
-    """The best evaluation that the newest checkpoint knows of, which is on the disk."""
+def forget_unsaved(notes: Notes, checkpoints: SavedCheckpoints) -> None:
+    """The best are then those that the newest checkpoint knows of, which are on the disk."""
     steps = checkpoints.steps()
-    return (
-        read_notes(steps[-1], checkpoints.manifest(steps[-1])["notes"]).best
-        if steps
-        else (Notes().best)
-    )
+    saved = read_notes(steps[-1], checkpoints.manifest(steps[-1])["notes"]) if steps else Notes()
+    notes.best, notes.best_ema = saved.best, saved.best_ema
 
 
 def warn(message: str) -> None:

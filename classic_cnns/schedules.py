@@ -137,7 +137,8 @@ def scale_by_plateau() -> optax.GradientTransformation:
     """Multiplies updates by the scale that `note_evaluation` keeps in the state."""
 
     def init(params: Any) -> PlateauState:
-        return PlateauState(jnp.ones(()), jnp.full((), jnp.inf), jnp.zeros((), jnp.int32))
+        largest = jnp.finfo(jnp.float32).max  # no infinity: checkpoints hold none
+        return PlateauState(jnp.ones(()), jnp.full((), largest), jnp.zeros((), jnp.int32))
 
     def update(updates: Any, state: PlateauState, params: Any = None) -> tuple[Any, PlateauState]:
         return jax.tree.map(lambda u: u * state.scale, updates), state

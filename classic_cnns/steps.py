@@ -6,6 +6,7 @@ state, out = step(state, {"image": uint8_images, "label": int_labels})
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ def train_step(
     loss: Loss = cross_entropy,
     aux_weight: float = 0.3,
     frozen: Callable[[Any], Any] | None = None,
+    ema_decay: float = 0.0,
     seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augment, normalise, forward, backward, update.
@@ -62,6 +64,8 @@ def train_step(
         aux_weight: of the losses of auxiliary classifiers, which a network puts into the collection
             "aux_logits" (GoogLeNet, section 5); the loss that is returned is without them.
         frozen: of params, gives True for those without a gradient; see `rules.frozen`.
+        ema_decay: share of the averages `state.ema` that is kept at a step, at first at most
+            (1 + step) / (10 + step); 0 where the state has none.
         seed: of augmentation and dropout.
 
     Returns:
@@ -100,6 +104,10 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
     )
+    if ema_decay:
+        keep = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda old, now: keep * old + (1 - keep) * now, state.ema, new.variables)
+        new = dataclasses.replace(new, ema=ema)
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     out = {"loss": losses, "logits": logits, "labels": batch["label"], "grad_norm": grad_norm}
     if "label2" in batch:

@@ -98,8 +98,9 @@ def _train(
     check_batch_size(config.batch_size, mesh)
     spans = config_lib.durations(config, len(dataset.train))
     tx, schedule = config_lib.optimizer_from(config, spans)
+    ema = config.ema_decay > 0
     abstract = {
-        "state": abstract_train_state(model, tx, dataset.image_shape),
+        "state": abstract_train_state(model, tx, dataset.image_shape, ema=ema),
         "progress": jax.eval_shape(Progress.empty),
     }
     given, report = adopt(start, abstract["state"])
@@ -128,7 +129,7 @@ def _train(
         if restored is None:
             step, notes = 0, resume.Notes()
             state = create_train_state(
-                model, tx, dataset.image_shape, seed=config.seed, mesh=mesh, given=given
+                model, tx, dataset.image_shape, seed=config.seed, mesh=mesh, given=given, ema=ema
             )
             progress = replicate(Progress.empty(), mesh)
         else:
@@ -152,6 +153,7 @@ def _train(
             augment=augment,
             loss=loss,
             frozen=rules.frozen(config.optimizer.rules),
+            ema_decay=config.ema_decay,
             seed=config.seed,
         )
         train = jax.jit(functools.partial(train_on, step=one_step), donate_argnums=(0, 1))
@@ -184,7 +186,7 @@ def _train(
         per_dispatch = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
         if not isinstance(loaders["train"], ResidentLoader):
             per_dispatch = 1
-        while step < spans.total or notes.unevaluated:
+        while (step < spans.total and not notes.ended) or notes.unevaluated:
             next_eval, next_save, next_log = (
                 min(spans.total, config_lib.next_event(step, every))
                 for every in (spans.eval_every, spans.checkpoint_every, config.log_every_steps)
@@ -225,21 +227,20 @@ def _train(
                     display.status(record)
             if evaluating:
                 with stopwatch.charge("eval"):
-                    values = validate(state)
+                    values = selection.evaluate_all(validate, state)
                 notes.unevaluated = values is None
             if evaluating and values is not None:
-                record = files.records[-1] | notes.epoch_sums.means()
-                record |= {f"eval_{name}": value for name, value in values.items()}
+                record = files.records[-1] | notes.epoch_sums.means() | values
                 notes.epoch_sums = EpochSums()
                 on_plateau = config.schedule.factor, config.schedule.patience
-                opt_state = schedules.note_evaluation(state.opt_state, values["loss"], *on_plateau)
+                opt_state = schedules.note_evaluation(
+                    state.opt_state, values["eval_loss"], *on_plateau
+                )
                 state = dataclasses.replace(state, opt_state=replicate(opt_state, mesh))
                 checkpoints.poll()
                 if checkpoints.missed is not None:  # perhaps the best so far
-                    notes.best = resume.best_saved(checkpoints)
-                improved = record["eval_accuracy"] > notes.best["eval_accuracy"]
-                if improved:
-                    notes.best = {"step": step, "eval_accuracy": record["eval_accuracy"]}
+                    resume.forget_unsaved(notes, checkpoints)
+                improved = selection.note(notes, record, config.early_stopping)
                 files.write(record)
                 files.draw()
                 display.epoch(record, improved)
@@ -249,7 +250,7 @@ def _train(
             if evaluating or step == next_save or stopping:
                 with stopwatch.charge("save"):
                     tree = {"state": state, "progress": progress}
-                    keep = {notes.best["step"]}
+                    keep = {notes.best["step"], notes.best_ema["step"]}
                     seconds = stopwatch.read()
                     checkpoints.save(step, tree, dataclasses.asdict(notes), keep, seconds)
                 stop.reserve = 1 + 2 * checkpoints.seconds
@@ -261,6 +262,8 @@ def _train(
         with stopwatch.charge("save"):
             checkpoints.finish()
         display.stop()
+        if notes.ended:
+            display.print(f"ended      at step {step:,}: {notes.ended}")
 
         # ---- the test split, once, with the best checkpoint
         result = workdir / "result.json"
@@ -268,20 +271,16 @@ def _train(
             summary = rundir.read_json(result)
             display.print(f"training is already complete at step {step}")
         else:
-            best, best_state = selection.best_state(
-                notes, step, state, checkpoints, abstract, mesh, validate
-            )
-            summary = {
-                "model": config.model.name,
-                "data": config.data.source,
-                "steps": step,
-                "best_step": best["step"],
-                "val_accuracy": best["eval_accuracy"],
-            }
+            stopwatch.to("eval")
+            test = None
             if "test" in loaders:
-                stopwatch.to("eval")
-                values = evaluate(best_state, loaders["test"], stop.requested)
-                summary |= {f"test_{k}": v for k, v in (values or {}).items() if k != "recall"}
+                test = functools.partial(evaluate, loader=loaders["test"], stop=stop.requested)
+            at_end = step, state, checkpoints, abstract, mesh, validate, test
+            chosen, best_state = selection.conclude(notes.best, *at_end)
+            if state.ema:
+                chosen |= selection.conclude(notes.best_ema, *at_end, averaged=True)[0]
+            summary = {"model": config.model.name, "data": config.data.source, "steps": step}
+            summary |= {"ended": notes.ended or "all steps done"} | chosen
             if stop.requested():
                 raise stop.stopped(step, spans.total)
             stopwatch.to("other")

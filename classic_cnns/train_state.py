@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -18,17 +19,25 @@ from classic_cnns.sharding import replicated
 
 @flax.struct.dataclass
 class TrainState:
-    """Step number (int32), parameters, BatchNorm statistics and the optimiser's state."""
+    """Step number (int32), parameters, BatchNorm statistics and the optimiser's state; `ema`, the
+    moving averages of both, as {"params", "batch_stats"}, or empty.
+    """
 
     step: jax.Array
     params: Any
     batch_stats: Any
     opt_state: Any
+    ema: Any = flax.struct.field(default_factory=dict)
 
     @property
     def variables(self) -> dict[str, Any]:
         """Collections for `model.apply`."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def averaged(self) -> TrainState:
+        """The state with its averages in place of the weights, to be evaluated."""
+        return dataclasses.replace(self, **self.ema)
 
 
 def create_train_state(
@@ -39,6 +48,7 @@ def create_train_state(
     seed: int,
     mesh: Mesh,
     given: dict[tuple[str, ...], Any] | None = None,
+    ema: bool = False,
 ) -> TrainState:
     """Fresh parameters, made on the devices in one compiled call.
 
@@ -50,16 +60,20 @@ def create_train_state(
         mesh: where the state is replicated.
         given: arrays that take the place of fresh ones, by path, for example
             ("params", "conv1", "kernel").
+        ema: whether averages are kept, see `steps.train_step`.
     """
-    init = functools.partial(_init, model, tx, image_shape, seed)
+    init = functools.partial(_init, model, tx, image_shape, seed, ema)
     return jax.jit(init, out_shardings=replicated(mesh))(given or {})
 
 
 def abstract_train_state(
-    model: nn.Module, tx: optax.GradientTransformation, image_shape: tuple[int, int, int]
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    ema: bool = False,
 ) -> TrainState:
     """The same tree with shapes and dtypes in place of arrays; nothing is computed."""
-    return jax.eval_shape(lambda: _init(model, tx, image_shape, 0, {}))
+    return jax.eval_shape(lambda: _init(model, tx, image_shape, 0, ema, {}))
 
 
 def _init(
@@ -67,16 +81,18 @@ def _init(
     tx: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
     seed: int,
+    ema: bool,
     given: dict[tuple[str, ...], Any],
 ) -> TrainState:
     keys = dict(zip(("params", "dropout"), jax.random.split(jax.random.key(seed)), strict=True))
     variables = dict(model.init(keys, jnp.zeros((1, *image_shape), jnp.float32)))
     if given:
         variables = unflatten_dict({**flatten_dict(variables), **given})
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         opt_state=tx.init(params),
+        ema={"params": params, "batch_stats": batch_stats} if ema else {},
     )

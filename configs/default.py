@@ -174,6 +174,19 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     # Share of the target spread over all classes.
     config.label_smoothing = 0.0
 
+    # Share of a moving average of the weights that is kept at each step (0.999, say); the average
+    # is evaluated beside the weights, and has a best checkpoint of its own. 0 = none.
+    config.ema_decay = 0.0
+
+    config.early_stopping = ConfigDict()
+    # Evaluations in a row without an improvement after which the training ends; 0 = never.
+    config.early_stopping.patience = 0
+    # What counts (eval_accuracy, eval_loss, ema_eval_accuracy, train_loss, …), whether more or less
+    # of it is better ("max" or "min"), and the least that is an improvement.
+    config.early_stopping.metric = "eval_accuracy"
+    config.early_stopping.mode = "max"
+    config.early_stopping.min_delta = 0.0
+
     # Steps between two records of the training loss.
     config.log_every_steps = 50
     # Validation, each time with a checkpoint.

@@ -1,0 +1,138 @@
+"""Averages of the weights, the best of them, and the end of a run that no longer improves."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+import pytest
+
+import classic_cnns
+from classic_cnns.config import durations
+from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.errors import ConfigError, WorkdirError
+from classic_cnns.logging import read_records
+from classic_cnns.models.layers import BatchNorm
+from classic_cnns.resume import Notes
+from classic_cnns.schedules import plateau_scale
+from classic_cnns.selection import note
+from classic_cnns.sharding import create_mesh
+from classic_cnns.steps import train_step
+from classic_cnns.train_state import create_train_state
+
+EARLY = {"patience": 2, "metric": "eval_loss", "mode": "min", "min_delta": 0.05}
+
+
+def record(step, accuracy=0.5, loss=1.0, **more):
+    return {"step": step, "eval_accuracy": accuracy, "eval_loss": loss, **more}
+
+
+def test_patience_counts_evaluations_without_enough_improvement():
+    notes = Notes()
+    for step, loss in enumerate((1.0, 0.96, 0.94, 0.93, 0.5, 0.6)):
+        note(notes, record(step, loss=loss), EARLY)
+        assert not notes.ended
+        assert notes.waited == (0, 1, 0, 1, 0, 1)[step]
+    note(notes, record(6, loss=0.46), EARLY)
+    assert notes.ended == "eval_loss has not improved on 0.5 in 2 evaluations"
+    never = Notes()
+    for step in range(9):
+        note(never, record(step), {**EARLY, "patience": 0})
+    assert not never.ended
+
+
+def test_weights_and_averages_have_a_best_each():
+    notes = Notes()
+    for step, (raw, ema) in enumerate(((0.5, 0.3), (0.4, 0.6), (0.5, 0.55))):
+        improved = note(notes, record(step, raw, ema_eval_accuracy=ema), {"patience": 0})
+        assert improved == (step == 0)
+    assert notes.best == {"step": 0, "eval_accuracy": 0.5}
+    assert notes.best_ema == {"step": 1, "eval_accuracy": 0.6}
+
+
+def test_mistakes_are_named(config):
+    config.early_stopping.update(patience=1, metric="ema_eval_los", mode="least", min_delta=-1.0)
+    config.ema_decay = 1.0
+    with pytest.raises(ConfigError) as error:
+        durations(config, 100)
+    for text in ("ema_decay is 1", 'did you mean "ema_eval_loss"', 'mode is "least"', "min_delta"):
+        assert text in str(error.value)
+    config.early_stopping.update(metric="ema_eval_loss", mode="min", min_delta=0.0)
+    config.ema_decay = 0.0
+    with pytest.raises(ConfigError, match=r'early_stopping.metric "ema_eval_loss"'):
+        durations(config, 100)
+
+
+class Stop(Exception):
+    pass
+
+
+def test_everything_at_once_continues_to_the_bit(config, tmp_path, monkeypatch, capsys):
+    """Averages, a plateau, mixed images and early stopping, killed in the middle."""
+    config.ema_decay = 0.9
+    config.augment.mixup_alpha = 0.5
+    config.schedule.update(name="plateau", patience=1, factor=0.5)
+    config.optimizer.learning_rate = 1e-6  # so that no evaluation is better than the first
+    config.early_stopping.update(patience=2, metric="eval_loss", mode="min", min_delta=0.5)
+    config.eval_every_steps, config.checkpoint_every_steps, config.num_steps = 6, 4, 60
+    whole, summary = classic_cnns.train_and_evaluate(config, tmp_path / "a")
+    assert summary["steps"] == 18
+    assert summary["ended"].startswith("eval_loss has not improved on 2.")
+    assert plateau_scale(jax.device_get(whole.opt_state)) == 0.25
+    assert "ended      at step 18" in capsys.readouterr().out
+    plain = ResidentLoader.train
+
+    def train(self, at, count=1):
+        if at == 14:
+            raise Stop
+        return plain(self, at, count)
+
+    with monkeypatch.context() as context:
+        context.setattr(ResidentLoader, "train", train)
+        with pytest.raises(Stop):
+            classic_cnns.train_and_evaluate(config, tmp_path / "b")
+    parts, same = classic_cnns.train_and_evaluate(config, tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(parts))
+    for key in summary.keys() - {"seconds", "workdir", "goodput"}:
+        assert summary[key] == same[key], key
+
+    evals = [r for r in read_records(tmp_path / "b" / "metrics.jsonl") if "eval_loss" in r]
+    assert summary["ema_val_accuracy"] == max(r["ema_eval_accuracy"] for r in evals)
+    assert "ema_test_accuracy" in summary
+    averaged = classic_cnns.load(tmp_path / "b", "latest", ema=True).variables
+    jax.tree.map(np.testing.assert_array_equal, averaged, jax.device_get(whole.averaged.variables))
+    assert classic_cnns.load(tmp_path / "b", ema=True).step == summary["ema_best_step"]
+
+
+class Norm(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        return nn.Dense(3)(BatchNorm(not train)(x.reshape(len(x), -1)))
+
+
+def test_averages_follow_their_formula():
+    model, tx = Norm(), optax.sgd(0.1)
+    state = create_train_state(model, tx, (4, 4, 3), seed=0, mesh=create_mesh(1), ema=True)
+    step = jax.jit(
+        functools.partial(
+            train_step, model=model, tx=tx, mean=(0.5,) * 3, std=(0.5,) * 3, ema_decay=0.3
+        )
+    )
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 4, 4, 3), np.uint8)
+    expected = jax.device_get(state.variables)
+    for keep in (0.1, 2 / 11, 0.25, 0.3, 0.3):
+        state, _ = step(state, {"image": images, "label": np.arange(6, dtype=np.int32) % 3})
+        expected = jax.tree.map(
+            lambda a, b, k=keep: k * a + (1 - k) * np.asarray(b), expected, state.variables
+        )
+    for a, b in zip(*map(jax.tree.leaves, (expected, state.averaged.variables)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_without_averages_says_so(config, tmp_path):
+    config.num_steps, config.schedule.warmup_steps = 2, 1
+    classic_cnns.train_and_evaluate(config, tmp_path / "run")
+    with pytest.raises(WorkdirError, match=r"no averaged weights. Fix: train with config.ema"):
+        classic_cnns.load(tmp_path / "run", ema=True)
