@@ -103,6 +103,8 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         problems.append("log_every_steps is below 1: use 1 or more")
     if config.schedule.patience < 1:
         problems.append(f"schedule.patience is {config.schedule.patience}: use 1 or more")
+    if config.optimizer.sam_rho < 0:
+        problems.append(f"optimizer.sam_rho is {config.optimizer.sam_rho}: use 0 or more")
     if not 0 <= config.ema_decay < 1:
         problems.append(f"ema_decay is {config.ema_decay}: use 0 or more, below 1")
     early = config.early_stopping
@@ -236,7 +238,7 @@ def optimizer_from(
     schedule = schedule or create_schedule(
         learning_rate=rate, total_steps=spans.total, warmup_steps=spans.warmup, **settings
     )
-    own = ("name", "learning_rate", "learning_rate_per", "options")
+    own = ("name", "learning_rate", "learning_rate_per", "sam_rho", "options")
     options = {k: v for k, v in config.optimizer.items() if k not in own}
     tx = create_optimizer(config.optimizer.name, schedule, **options, **config.optimizer.options)
     if config.schedule.name == "plateau":

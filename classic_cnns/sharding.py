@@ -18,16 +18,21 @@ def create_mesh(num_devices: int | None = None) -> Mesh:
     return Mesh(np.array(jax.devices()[:num_devices]), ("data",))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises ConfigError when a global batch cannot be split evenly over the mesh."""
-    n = mesh.size
+def check_batch_size(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises ConfigError when a global batch, or each of its parts, cannot be split evenly over the
+    mesh.
+    """
+    if parts < 1:
+        raise ConfigError(f"accumulate_steps is {parts}. Fix: use 1 or more")
+    n = mesh.size * parts
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}. Fix: use 1 or more")
     if batch_size % n:
         below, above = batch_size // n * n, (batch_size // n + 1) * n
         fix = f"{below} or {above}" if below else str(above)
         raise ConfigError(
-            f"batch_size {batch_size} cannot be split over {n} devices. Fix: use {fix}"
+            f"batch_size {batch_size} cannot be split over {mesh.size} devices"
+            f"{f' in {parts} parts' if parts > 1 else ''}. Fix: use {fix}"
         )
 
 

@@ -7,6 +7,7 @@ state, out = step(state, {"image": uint8_images, "label": int_labels})
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,6 +47,8 @@ def train_step(
     aux_weight: float = 0.3,
     frozen: Callable[[Any], Any] | None = None,
     ema_decay: float = 0.0,
+    accumulate_steps: int = 1,
+    sam_rho: float = 0.0,
     seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augment, normalise, forward, backward, update.
@@ -66,6 +69,11 @@ def train_step(
         frozen: of params, gives True for those without a gradient; see `rules.frozen`.
         ema_decay: share of the averages `state.ema` that is kept at a step, at first at most
             (1 + step) / (10 + step); 0 where the state has none.
+        accumulate_steps: parts that the batch is computed in, one after the other, to save memory.
+            The update is that of the whole batch, but BatchNorm sees each part alone, and moves its
+            statistics with each; dropout draws other masks.
+        sam_rho: 0, or how far uphill the gradient is taken (sharpness-aware minimisation, Foret et
+            al. 2021). That needs a second pass; loss and statistics are those of the first.
         seed: of augmentation and dropout.
 
     Returns:
@@ -76,16 +84,16 @@ def train_step(
     images = normalize(batch["image"], mean, std)
     dropout_key = step_keys(seed, state.step)[1]
 
-    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Any]]:
+    def loss_fn(params: Any, batch_stats: Any, images: jax.Array, batch: Batch, key: Any) -> Any:
         if frozen is not None:  # so that nothing is computed for them
             still = jax.tree.map(jax.lax.stop_gradient, params)
             params = jax.tree.map(lambda f, a, b: a if f else b, frozen(params), still, params)
         logits, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": params, "batch_stats": batch_stats},
             images,
             train=True,
             mutable=["batch_stats", "aux_logits"],
-            rngs={"dropout": dropout_key},
+            rngs={"dropout": key},
         )
         losses = mixed(loss, logits, batch)
         total = losses.mean()
@@ -93,9 +101,16 @@ def train_step(
             total += aux_weight * mixed(loss, aux, batch).mean()
         return total, (losses, logits, updated.get("batch_stats", {}))
 
-    (total, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params
-    )
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulate_steps > 1:
+        gradient = functools.partial(_accumulated, gradient, accumulate_steps)
+    targets = {name: value for name, value in batch.items() if name != "image"}
+    rest = state.batch_stats, images, targets, dropout_key
+    (total, (losses, logits, batch_stats)), grads = gradient(state.params, *rest)
+    if sam_rho:
+        radius = sam_rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
+        uphill = jax.tree.map(lambda p, g: p + radius * g, state.params, grads)
+        grads = gradient(uphill, *rest)[1]
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     new = TrainState(
@@ -113,6 +128,29 @@ def train_step(
     if "label2" in batch:
         out |= {"labels2": batch["label2"], "share2": batch["share2"]}
     return new, {**out, "finite": finite}
+
+
+def _accumulated(gradient: Callable[..., Any], parts: int, params: Any, *rest: Any) -> Any:
+    """What `gradient` gives for a whole batch, computed in parts; unrolled, because XLA:CPU has no
+    fast convolution inside a loop.
+    """
+    batch_stats, images, targets, key = rest
+    total, grads, outputs = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), []
+    for i in range(parts):
+        # Rows i, i + parts, …: as many from each device.
+        part = jax.tree.map(
+            lambda a, i=i: a.reshape(-1, parts, *a.shape[1:])[:, i], (images, targets)
+        )
+        # The barrier keeps XLA from holding the activations of several parts at once.
+        params, grads = jax.lax.optimization_barrier((params, grads))
+        (value, (losses, logits, batch_stats)), more = gradient(
+            params, batch_stats, *part, jax.random.fold_in(key, i)
+        )
+        total, grads = total + value, jax.tree.map(jnp.add, grads, more)
+        outputs.append((losses, logits))
+    losses, logits = jax.tree.map(lambda *a: jnp.stack(a, 1).reshape(-1, *a[0].shape[1:]), *outputs)
+    mean = jax.tree.map(lambda g: g / parts, grads)
+    return (total / parts, (losses, logits, batch_stats)), mean
 
 
 def eval_step(

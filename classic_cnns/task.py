@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from classic_cnns import config as config_lib
+from classic_cnns import rules
 from classic_cnns.data import Dataset
 from classic_cnns.data.augment import Augment
 from classic_cnns.losses import Loss
@@ -45,6 +46,9 @@ class Task:
             std=self.dataset.preprocess.std,
             augment=self.augment,
             loss=self.loss,
+            frozen=rules.frozen(self.config.optimizer.rules),
+            accumulate_steps=self.config.accumulate_steps,
+            sam_rho=self.config.optimizer.sam_rho,
             seed=self.config.seed,
         )
 
@@ -66,7 +70,7 @@ def task_from(config: ConfigDict) -> Task:
     start = find_start(config.model.pretrained, config.model.name, dict(config.model.options))
     dataset = start.normalize_as_before(dataset)
     mesh = create_mesh()
-    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size, mesh, config.accumulate_steps)
     shape = dataset.image_shape
     return Task(
         config=config,

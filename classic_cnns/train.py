@@ -95,7 +95,7 @@ def _train(
     loss = config_lib.loss_from(config, dataset)
     augment = config_lib.augment_from(config, dataset)
     mesh = create_mesh()
-    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size, mesh, config.accumulate_steps)
     spans = config_lib.durations(config, len(dataset.train))
     tx, schedule = config_lib.optimizer_from(config, spans)
     ema = config.ema_decay > 0
@@ -154,6 +154,8 @@ def _train(
             loss=loss,
             frozen=rules.frozen(config.optimizer.rules),
             ema_decay=config.ema_decay,
+            accumulate_steps=config.accumulate_steps,
+            sam_rho=config.optimizer.sam_rho,
             seed=config.seed,
         )
         train = jax.jit(functools.partial(train_on, step=one_step), donate_argnums=(0, 1))

@@ -116,6 +116,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
 
     # Images a step, over all devices.
     config.batch_size = 64
+    # Parts that a batch is computed in, one after the other, where it does not fit into memory: the
+    # same update, but BatchNorm sees each part alone.
+    config.accumulate_steps = 1
     # Length of the training, in epochs or in steps. Where a field in steps is not 0, it counts.
     config.num_epochs = 30.0
     config.num_steps = 0
@@ -136,6 +139,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.optimizer.clip_value = 0.0
     # Largest ratio of the norms of gradient and weights (adaptive gradient clipping); 0 = no limit.
     config.optimizer.agc = 0.0
+    # Sharpness-aware minimisation: how far uphill the gradient is taken (0.05, say), at twice the
+    # cost; 0 = off.
+    config.optimizer.sam_rho = 0.0
     # Settings by parameter name: (regular expression, {"lr": factor, "weight_decay": number,
     # "frozen": True}), …; the first that matches a name decides. For example
     # (("^head/", {"lr": 10.0}), ("^stage1", {"frozen": True})).
