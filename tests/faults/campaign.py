@@ -155,7 +155,7 @@ def moment(run: Path, cache: Path, phase: Path) -> str:
         return "caching" if cache.exists() else "starting"
     if (run / "result.json").exists():
         return "closing"
-    part = phase.read_text().strip() if phase.exists() else "starting"
+    part = (phase.read_text().strip() if phase.exists() else "") or "starting"
     return {"eval": "evaluating", "useful": "training", "data_wait": "training"}.get(part, part)
 
 
