@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     if wrong := [a for a in overrides if not (hasattr(args, "config") and a[:9] == "--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(map(printable, wrong))}")
     try:
-        keep_compiled(args.compilation_cache)
+        if getattr(args, "compiles", True):  # JAX takes a second and 100 MB to import
+            keep_compiled(args.compilation_cache)
         return args.run(args) or 0
     except ClassicCNNsError as error:
         if args.debug:

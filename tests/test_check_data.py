@@ -296,3 +296,12 @@ def test_memory_stays_bounded(tmp_path):
     code, megabytes = done.stdout.splitlines()[-1].split()
     assert code == "0"
     assert int(megabytes) < 250
+
+
+def test_the_command_needs_no_jax(tmp_path):
+    script = (
+        "import sys; from classic_cnns.cli import main;"
+        f"main(['check-data', {str(tmp_path)!r}]); print('jax' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.splitlines()[-1] == "False"
