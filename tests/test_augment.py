@@ -292,6 +292,13 @@ def grey_of(x):
     return np.floor(np.round(x @ np.array([0.2989, 0.587, 0.114]), 9))[..., None]
 
 
+def test_grey_is_cut_where_the_decimal_weights_are():
+    x = noise(64).astype(int)
+    grey = (x @ np.array([2989, 5870, 1140]))[..., None] // 10_000
+    found = colour.saturation(x.astype(np.uint8), 0.0)
+    np.testing.assert_array_equal(found, np.broadcast_to(grey, x.shape))
+
+
 @pytest.mark.parametrize("factor", [0.0, 0.1, 0.75, 1.0, 1.27, 1.9])
 def test_enhancements_against_float64(factor):
     images = pictures()

@@ -179,5 +179,8 @@ def _grey(images: jax.Array) -> jax.Array:
     pixels = images.astype(jnp.int32)
     if images.shape[-1] != 3:
         return jax.lax.div(pixels.sum(-1, keepdims=True), images.shape[-1])
-    weighted = pixels[..., :1] * 313_419 + pixels[..., 1:2] * 615_514 + pixels[..., 2:] * 119_538
-    return (weighted + (_ONE >> 12)) >> _BITS
+    # 23 bits hold the sum and are fine enough to cut every colour where the decimal weights do.
+    weighted = (
+        pixels[..., :1] * 2_507_355 + pixels[..., 1:2] * 4_924_113 + pixels[..., 2:] * 956_301
+    )
+    return (weighted + 200) >> 23
