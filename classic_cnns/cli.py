@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     evaluate.set_defaults(run=_evaluate)
 
     doctor = commands.add_parser("doctor", help="whether this installation can train")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(run=_doctor, compiles=False)
 
     args, overrides = parser.parse_known_args(argv)
     args.overrides = overrides

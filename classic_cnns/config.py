@@ -113,8 +113,9 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         problems.append(f'early_stopping.metric "{early.metric}": {nearest(early.metric, watched)}')
     if early.mode not in ("max", "min"):
         problems.append(f'early_stopping.mode is "{early.mode}": use "max" or "min"')
-    if early.patience < 0 or early.min_delta < 0:
-        problems.append("early_stopping: patience and min_delta are 0 or more")
+    for field in ("patience", "min_delta"):
+        if early[field] < 0:
+            problems.append(f"early_stopping.{field} is {early[field]}: use 0 or more")
     if config.steps_per_dispatch < 0:
         problems.append(f"steps_per_dispatch is {config.steps_per_dispatch}: use 0 or more")
     if config.on_divergence not in ("stop", "rollback"):

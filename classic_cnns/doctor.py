@@ -183,15 +183,12 @@ def self_test() -> Finding:
 def caches(environ: Mapping[str, str]) -> list[Finding]:
     """Where datasets, decoded images and compiled programs are kept, and whether there is room."""
     ours = default_dir("decoded").parent
-    compiled = environ.get("JAX_COMPILATION_CACHE_DIR", "")
-    out = [directory("downloads and decoded images", ours)]
-    if compiled:
-        out.append(directory("compiled programs", Path(compiled)))
-    else:
-        text = "none: every start compiles anew. JAX_COMPILATION_CACHE_DIR=DIR keeps them"
-        out.append(Finding("ok", "compiled programs", text))
-    out.append(directory("working directory", Path.cwd(), measure=False))
-    return out
+    compiled = environ.get("JAX_COMPILATION_CACHE_DIR") or default_dir("compiled")
+    return [
+        directory("downloads and decoded images", ours),
+        directory("compiled programs", Path(compiled)),
+        directory("working directory", Path.cwd(), measure=False),
+    ]
 
 
 def directory(what: str, path: Path, measure: bool = True) -> Finding:

@@ -127,7 +127,7 @@ class Child:
         """Everything printed so far."""
         return self._output.read_text(errors="replace") if self._output.exists() else ""
 
-    def when(self, condition, timeout: float = 60.0) -> None:
+    def when(self, condition, timeout: float = 180.0) -> None:
         """Returns as soon as `condition()` holds."""
         end = time.monotonic() + timeout
         while not condition():
@@ -144,7 +144,7 @@ class Child:
         for number in numbers:
             os.kill(self.process.pid, number)
 
-    def end(self, timeout: float = 60.0) -> int:
+    def end(self, timeout: float = 180.0) -> int:
         """Waits for its exit code, negative after a signal."""
         self.process.join(timeout)
         if self.process.is_alive():
@@ -205,7 +205,7 @@ class Lab:
         process.start()
         return Child(process, output)
 
-    def run(self, *args: object, timeout: float = 60.0, **kwargs: object) -> tuple[int, str]:
+    def run(self, *args: object, timeout: float = 180.0, **kwargs: object) -> tuple[int, str]:
         """Exit code and output of a training."""
         child = self.start(*args, **kwargs)
         return child.end(timeout), child.output

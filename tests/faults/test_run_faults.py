@@ -85,7 +85,7 @@ def test_case31_max_seconds_are_kept(lab, whole, tmp_path):
     start = time.monotonic()
     code, output = lab.run(run, "--max_seconds=10", before=crawl, num_steps=99)  # 50 s
     assert code == 143, output
-    assert time.monotonic() - start < 20  # 10 on a machine that is not busy
+    assert time.monotonic() - start < 40  # 10 on a machine that is not busy
     assert "by the end of max_seconds; everything is saved" in output
     assert 20 > steps(run)[-1] > 0
 
