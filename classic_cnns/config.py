@@ -19,7 +19,7 @@ from classic_cnns.data.loaders import Loader, create_loader
 from classic_cnns.errors import ConfigError, nearest
 from classic_cnns.losses import Loss, class_weights, create_loss, logit_adjustment
 from classic_cnns.models import create_model
-from classic_cnns.optimizers import create_optimizer
+from classic_cnns.optimizers import create_optimizer, lookahead
 from classic_cnns.schedules import create_schedule, scale_by_plateau
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -239,11 +239,16 @@ def optimizer_from(
     schedule = schedule or create_schedule(
         learning_rate=rate, total_steps=spans.total, warmup_steps=spans.warmup, **settings
     )
-    own = ("name", "learning_rate", "learning_rate_per", "sam_rho", "options")
+    own = (
+        "name", "learning_rate", "learning_rate_per", "sam_rho", "lookahead_steps",
+        "lookahead_rate", "options",
+    )  # fmt: skip
     options = {k: v for k, v in config.optimizer.items() if k not in own}
     tx = create_optimizer(config.optimizer.name, schedule, **options, **config.optimizer.options)
     if config.schedule.name == "plateau":
         tx = optax.chain(tx, scale_by_plateau())
+    if config.optimizer.lookahead_steps:  # around all that scales updates
+        tx = lookahead(tx, config.optimizer.lookahead_steps, config.optimizer.lookahead_rate)
     return tx, schedule
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -174,6 +174,55 @@ def _scale(factors: Callable[[Any], Any]) -> optax.GradientTransformation:
     return optax.stateless(
         lambda updates, _: jax.tree.map(lambda f, u: f * u, factors(updates), updates)
     )
+
+
+class LookaheadState(NamedTuple):
+    """Steps so far (int32), the slow weights, and the state of the fast ones' optimiser."""
+
+    done: jax.Array
+    slow: Any
+    inner: Any
+
+
+def lookahead(
+    tx: optax.GradientTransformation, steps: int, rate: float = 0.5
+) -> optax.GradientTransformation:
+    """Slow weights that follow those of `tx` (Zhang et al. 2019, algorithm 1).
+
+    After each `steps` updates of `tx` the slow weights go the share `rate` of the way to the fast
+    ones, which go on from there. What is trained and evaluated are the fast weights; after a
+    multiple of `steps` both are the same.
+
+    Raises:
+        ConfigError: fewer than one step, or a rate that is no share.
+    """
+    if steps < 1 or not 0 < rate <= 1:
+        raise ConfigError(
+            f"optimizer.lookahead_steps is {steps}, lookahead_rate {rate}. Fix: steps of 1 or more "
+            "and a share above 0, up to 1"
+        )
+
+    def init(params: Any) -> LookaheadState:
+        # A copy: the buffers of the parameters are donated.
+        slow = jax.tree.map(jnp.copy, params)
+        return LookaheadState(jnp.zeros((), jnp.int32), slow, tx.init(params))
+
+    def update(updates: Any, state: LookaheadState, params: Any = None) -> Any:
+        updates, inner = tx.update(updates, state.inner, params)
+        done = state.done + 1
+        meet = done % steps == 0
+        slow = jax.tree.map(
+            lambda slow, p, u: jnp.where(meet, slow + rate * (p + u - slow), slow),
+            state.slow,
+            params,
+            updates,
+        )
+        updates = jax.tree.map(
+            lambda slow, p, u: jnp.where(meet, slow - p, u), slow, params, updates
+        )
+        return updates, LookaheadState(done, slow, inner)
+
+    return optax.GradientTransformation(init, update)
 
 
 def decay_mask(params: Any) -> Any:

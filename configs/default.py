@@ -142,6 +142,11 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     # Sharpness-aware minimisation: how far uphill the gradient is taken (0.05, say), at twice the
     # cost; 0 = off.
     config.optimizer.sam_rho = 0.0
+    # Lookahead: after this many steps (5, say) the weights go back to where they were that long ago
+    # but for lookahead_rate of the way; 0 = off.
+    config.optimizer.lookahead_steps = 0
+    # See lookahead_steps.
+    config.optimizer.lookahead_rate = 0.5
     # Settings by parameter name: (regular expression, {"lr": factor, "weight_decay": number,
     # "frozen": True}), …; the first that matches a name decides. For example
     # (("^head/", {"lr": 10.0}), ("^stage1", {"frozen": True})).

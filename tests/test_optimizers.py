@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from classic_cnns.errors import ConfigError
-from classic_cnns.optimizers import OPTIMIZERS, OWN_RATE, create_optimizer, decay_mask
+from classic_cnns.optimizers import OPTIMIZERS, OWN_RATE, create_optimizer, decay_mask, lookahead
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([0.5])}
 GRADS = [
@@ -87,6 +87,21 @@ def test_clipping_limits_the_global_norm():
     tx = create_optimizer("sgd", 1.0, momentum=0.0, clip_norm=0.1)
     updates, _ = tx.update(GRADS[0], tx.init(PARAMS), PARAMS)
     assert abs(float(optax.tree.norm(updates)) - 0.1) < 1e-6
+
+
+def test_lookahead_goes_part_of_the_way_every_second_step():
+    def step(p, g, memory, t, decayed):
+        slow = memory.setdefault("slow", p)
+        memory["m"] = 0.9 * memory.get("m", 0) + g
+        p = p - 0.1 * memory["m"]
+        if t % 2 == 0:
+            memory["slow"] = p = slow + 0.3 * (p - slow)
+        return p
+
+    same(run(lookahead(create_optimizer("sgd", 0.1, nesterov=False), 2, 0.3)), by_hand(step))
+    for wrong in ((0, 0.5), (2, 0.0), (2, 1.5)):
+        with pytest.raises(ConfigError, match=r"lookahead_steps is .* Fix: steps of 1 or more"):
+            lookahead(optax.sgd(0.1), *wrong)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -69,8 +69,8 @@ class Stop(Exception):
 
 
 def test_everything_at_once_continues_to_the_bit(config, tmp_path, monkeypatch, capsys):
-    """Averages, a plateau, mixed images and early stopping, killed in the middle."""
-    config.ema_decay = 0.9
+    """Averages, lookahead, a plateau, mixed images and early stopping, killed in the middle."""
+    config.ema_decay, config.optimizer.lookahead_steps = 0.9, 4
     config.augment.mixup_alpha = 0.5
     config.schedule.update(name="plateau", patience=1, factor=0.5)
     config.optimizer.learning_rate = 1e-6  # so that no evaluation is better than the first
