@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from classic_cnns import precision
 from classic_cnns.data import Dataset, create_dataset
 from classic_cnns.data.augment import Augment, create_augment
 from classic_cnns.data.loaders import Loader, create_loader
@@ -22,7 +23,7 @@ from classic_cnns.models import create_model
 from classic_cnns.optimizers import create_optimizer, lookahead
 from classic_cnns.schedules import create_schedule, scale_by_plateau
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 BALANCES = ("none", "sampler", "class_weights", "logit_adjustment")
 
@@ -249,6 +250,8 @@ def optimizer_from(
         tx = optax.chain(tx, scale_by_plateau())
     if config.optimizer.lookahead_steps:  # around all that scales updates
         tx = lookahead(tx, config.optimizer.lookahead_steps, config.optimizer.lookahead_rate)
+    if config.model.dtype == "float16":
+        tx = precision.dynamic_loss_scale(tx)
     return tx, schedule
 
 

@@ -79,6 +79,11 @@ class TrainMetrics(metrics.Collection):
     accuracy: Accuracy
     grad_norm: metrics.Average.from_output("grad_norm")  # type: ignore[valid-type]
 
+    def summary(self) -> dict[str, float]:
+        """The averages; NaN of nothing, where all steps were skipped (float16)."""
+        with np.errstate(invalid="ignore"):
+            return {name: float(value) for name, value in self.compute().items()}
+
 
 @flax.struct.dataclass
 class EvalMetrics(metrics.Collection):
@@ -119,8 +124,6 @@ class EpochSums:
         )
 
     def means(self) -> dict[str, float]:
-        """Averages over the examples."""
-        return {
-            "train_loss": self.loss / self.examples,
-            "train_accuracy": self.correct / self.examples,
-        }
+        """Averages over the examples; NaN of none."""
+        examples = self.examples or float("nan")
+        return {"train_loss": self.loss / examples, "train_accuracy": self.correct / examples}

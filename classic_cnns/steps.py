@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from classic_cnns import precision
 from classic_cnns.data.augment import Augment, Batch, normalize
 from classic_cnns.losses import Loss, cross_entropy, mixed
 from classic_cnns.metrics import EvalMetrics, TrainMetrics
@@ -78,7 +79,8 @@ def train_step(
 
     Returns:
         The next state and {"loss" (N,), "logits" (N, classes), "labels", "grad_norm", "finite"},
-        with "labels2" and "share2" (N,) where images are mixed.
+        with "labels2" and "share2" (N,) where images are mixed, and "skipped" where the optimiser
+        has a loss scale: such a step has changed the scale and its own number alone.
     """
     batch = augmented(batch, augment, seed, state.step)
     images = normalize(batch["image"], mean, std)
@@ -101,7 +103,8 @@ def train_step(
             total += aux_weight * mixed(loss, aux, batch).mean()
         return total, (losses, logits, updated.get("batch_stats", {}))
 
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    scale = precision.loss_scale(state.opt_state)
+    gradient = precision.value_and_grad(loss_fn, scale)
     if accumulate_steps > 1:
         gradient = functools.partial(_accumulated, gradient, accumulate_steps)
     targets = {name: value for name, value in batch.items() if name != "image"}
@@ -125,6 +128,12 @@ def train_step(
         new = dataclasses.replace(new, ema=ema)
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     out = {"loss": losses, "logits": logits, "labels": batch["label"], "grad_norm": grad_norm}
+    if scale is not None:  # at scale 1 there is nothing left to try
+        skipped = ~finite & (scale > 1)
+        old = dataclasses.replace(state, step=new.step, opt_state=new.opt_state)
+        new = jax.tree.map(lambda a, b: jnp.where(skipped, a, b), old, new)
+        finite |= skipped
+        out["skipped"] = skipped
     if "label2" in batch:
         out |= {"labels2": batch["label2"], "share2": batch["share2"]}
     return new, {**out, "finite": finite}
@@ -209,7 +218,10 @@ def train_on(
         state, progress = carry
         new_state, out = step(state, fetch(data, item))
         finite = progress.finite & out.pop("finite")
+        skipped = out.pop("skipped", None)
         metrics = progress.metrics.merge(TrainMetrics.single_from_model_output(**out))
+        if skipped is not None:
+            metrics = jax.tree.map(lambda a, b: jnp.where(skipped, a, b), progress.metrics, metrics)
         new = new_state, Progress(metrics=metrics, finite=finite)
         old = state, progress.replace(finite=finite)  # type: ignore[attr-defined]
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), None

@@ -222,7 +222,7 @@ def _train(
                     progress = replicate(Progress.empty(), mesh)
                     notes.epoch_sums = notes.epoch_sums.add(sums.metrics)
                     record = {"step": step, "epoch": step * config.batch_size / len(dataset.train)}
-                    record |= {f"train_{k}": float(v) for k, v in sums.metrics.compute().items()}
+                    record |= {f"train_{k}": v for k, v in sums.metrics.summary().items()}
                     rate = float(schedule(step - 1)) * schedules.plateau_scale(state.opt_state)
                     record |= {"learning_rate": rate} | clock.read()
                     files.write(record)

@@ -35,8 +35,8 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.model = ConfigDict()
     # See classic_cnns.list_models().
     config.model.name = "lenet5"
-    # Of the computation: "float32", "bfloat16", or "auto" = bfloat16 on GPU and TPU, float32 on
-    # CPU.
+    # Of the computation: "float32", "bfloat16", "float16" (with a loss scale that finds itself), or
+    # "auto" = bfloat16 on GPU and TPU, float32 on CPU.
     config.model.dtype = "auto"
     # "frozen" = BatchNorm normalises by the statistics it starts with, for fine-tuning.
     config.model.bn = "train"
