@@ -1,6 +1,7 @@
 """Order, resident and streamed batches, skipped images."""
 
 import io
+import tracemalloc
 
 import jax
 import numpy as np
@@ -69,12 +70,29 @@ def test_every_image_once_an_epoch(size, batch):
     assert size < 5 or not np.array_equal(index[:size], index[size : 2 * size])
 
 
-def test_order_of_ten_million_images_takes_no_memory():
-    order = Order(10_000_000, 256, seed=0)
-    far = order.step(10**9)[0]
-    assert len(set(far.tolist())) > 250
-    assert far.max() < 10_000_000
-    np.testing.assert_array_equal(far, Order(10_000_000, 256, seed=0).step(10**9)[0])
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_order_of_ten_million_images_takes_no_memory(hosts):
+    size, start = 10_000_000, 10**9  # steps from a start in the middle, as after a resume
+    images = np.broadcast_to(np.zeros((1, 2, 2, 1), np.uint8), (size, 2, 2, 1))
+    split = Split(images, np.broadcast_to(np.zeros(1, np.int32), size))
+    Order(7, 256, seed=0).step(0)  # whatever numpy sets up once
+    tracemalloc.start()
+    try:
+        order = Order(size, 256, seed=0)
+        expected = [order.step(s)[0] for s in (0, start, start + 1)]
+        loaders = [
+            stream(split, 256, preprocess=Preprocess((2, 2, 1)), host=(i, hosts))
+            for i in range(hosts)
+        ]
+        parts = [[x.train_batch(s)["index"] for x in loaders] for s in (0, start, start + 1)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000  # a bit for each image would be 1.25 MB, a number 40 MB
+    for found, whole in zip(parts, expected, strict=True):
+        np.testing.assert_array_equal(np.concatenate(found), whole)
+        assert len(set(whole.tolist())) > 250
+        assert whole.max() < size
 
 
 def test_balanced_order_gives_every_class_the_same_share():

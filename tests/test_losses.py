@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from classic_cnns import config as config_lib
 from classic_cnns.data import create_dataset
+from classic_cnns.data.order import Order
 from classic_cnns.errors import ConfigError
 from classic_cnns.losses import LOSSES, class_weights, create_loss, focal, logit_adjustment, mixed
 from classic_cnns.sharding import create_mesh
@@ -111,6 +112,42 @@ def test_the_config_reaches_the_loss():
         )
         loss = config_lib.loss_from(config, dataset)
         np.testing.assert_allclose(loss(logits, labels), 10 * np.log(2) * factor, rtol=1e-5)
+
+
+@pytest.mark.parametrize("balance", ["class_weights", "logit_adjustment", "sampler"])
+def test_balancing_raises_the_recall_of_a_rare_class(balance):
+    """Two overlapping clouds, 20 to 1: unbalanced, a linear classifier hardly sees the rare one."""
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], [1000, 50]).astype(np.int32)
+    x = (rng.normal(size=(1050, 2)) + 1.5 * labels[:, None]).astype(np.float32)
+    counts = np.bincount(labels)
+
+    def recalls(balance):
+        loss = create_loss(
+            class_weights=class_weights(counts) if balance == "class_weights" else None,
+            logit_adjustment=logit_adjustment(counts) if balance == "logit_adjustment" else None,
+        )
+        order = Order(1050, 105, seed=0)
+        if balance == "sampler":
+            order = Order.balanced(labels, 105, seed=0)
+
+        @jax.jit
+        def step(w, index):
+            x1 = jnp.asarray(x)[index]
+            grad = jax.grad(lambda w: loss(x1 @ w[:2] + w[2:], jnp.asarray(labels)[index]).mean())
+            return w - 0.3 * grad(w)
+
+        w = jnp.zeros((3, 2))
+        for s in range(300):
+            w = step(w, order.step(s)[0])
+        right = np.asarray(x @ w[:2] + w[2:]).argmax(1) == labels
+        return right[labels == 0].mean(), right[labels == 1].mean()
+
+    assert recalls("none")[1] < 0.6
+    common, rare = recalls(balance)
+    assert rare > recalls("none")[1] + 0.2
+    assert common > 0.75
+    # The balance is that of the classes' sizes: both are recognised about equally often.
+    assert abs(common - rare) < 0.15
 
 
 class Linear(nn.Module):
