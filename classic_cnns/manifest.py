@@ -43,7 +43,7 @@ def read(folder: Path) -> dict[str, Any]:
 
     Raises:
         ValueError: it is missing or not as it was written; the text says what is wrong.
-        WorkdirError: a newer version of this package wrote it.
+        WorkdirError: another version of this package wrote it, in another format.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -53,20 +53,22 @@ def read(folder: Path) -> dict[str, Any]:
             raise ValueError(f"larger than {LARGEST >> 20} MiB")
         data = path.read_bytes()
         manifest = json.loads(data)
+        sealed = isinstance(manifest, dict) and render(manifest) == data
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{MANIFEST}: {error}") from error
     if not isinstance(manifest, dict):
         raise ValueError(f"{MANIFEST}: not an object")
     written = manifest.get("format")
-    if type(written) is int and written > FORMAT:
+    if sealed and type(written) is int and written != FORMAT:  # else a flipped bit would do it
+        other = "a newer" if written > FORMAT else "an older"
         raise WorkdirError(
-            f"{folder}: written in format {written}, this version of classic_cnns reads up to "
-            f"{FORMAT}. Fix: the version that wrote it, or a newer one"
+            f"{folder}: written in format {written}, this version of classic_cnns reads format "
+            f"{FORMAT}. Fix: {other} version, the one that wrote it"
         )
     wrong = [name for name, kind in FIELDS.items() if type(manifest.get(name)) is not kind]
     if wrong:
         raise ValueError(f"{MANIFEST}: missing or of the wrong type: {', '.join(wrong)}")
-    if render(manifest) != data:
+    if not sealed:
         raise ValueError(f"{MANIFEST}: SHA-256 differs")
     return manifest
 

@@ -60,4 +60,4 @@ def check_finite(tree: Any) -> None:
             ends = np.asarray([leaf.min(), leaf.max()], np.float32)
         if not np.isfinite(ends).all():
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise NonFiniteError(f"{name} is not finite")
+            raise NonFiniteError(f"{name} is not finite. Fix: a lower optimizer.learning_rate")

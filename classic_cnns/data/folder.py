@@ -7,7 +7,7 @@ Nothing is ever written to the folder, and nothing but names is read before trai
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+JUNK = ("__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 SPLIT_NAMES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 Listing = dict[str, list[str]]  # class name → paths of its files
@@ -38,12 +39,13 @@ def photos(directory: Path) -> tuple[dict[str, Split], tuple[str, ...]]:
 def scan(directory: Path) -> dict[str, Listing]:
     """Files of each class of each split; a flat folder is one split named "all".
 
-    Hidden entries are passed over. Classes are in alphabetical order (by code point), as in
-    torchvision.
+    Hidden entries, and folders that systems make (`JUNK`), are passed over. Classes are in
+    alphabetical order (by code point), as in torchvision.
 
     Raises:
-        DataError: nothing there, one class, an empty class, or splits that disagree about the
-            classes; every problem of the folder is in the message.
+        DataError: nothing there, one class, an empty class, a link that leads nowhere in place of
+            one, or splits that disagree about the classes; every problem of the folder is in the
+            message.
     """
     splits, problems = list_splits(directory)
     if problems:
@@ -60,7 +62,7 @@ def list_splits(directory: Path) -> tuple[dict[str, Listing], list[DataError]]:
     if not directory.is_dir():
         raise DataError(f"data.dir: {directory} is not a directory. Fix: --config.data.dir=DIR")
     found = find_splits(directory)
-    unreadable: list[str] = []
+    unreadable = _dangling(directory / name for names in SPLIT_NAMES.values() for name in names)
     splits = {
         split: _classes(path, unreadable) for split, path in (found or {"all": directory}).items()
     }
@@ -76,8 +78,20 @@ def find_splits(directory: Path) -> dict[str, Path]:
     return {split: path for split, path in places.items() if path}
 
 
+def _dangling(paths: Iterable[Path]) -> list[str]:
+    """Links that lead nowhere, or to themselves."""
+    return [
+        f"{visible(str(p))}: a link that leads nowhere"
+        for p in paths
+        if p.is_symlink() and not os.path.exists(p)
+    ]
+
+
 def _classes(directory: Path, unreadable: list[str]) -> Listing:
-    names = [e.name for e in _entries(directory, unreadable) if is_dir(e) and not hidden(e.name)]
+    entries = [e for e in _entries(directory, unreadable) if not hidden(e.name)]
+    names = [e.name for e in entries if is_dir(e)]
+    links = [Path(e.path) for e in entries if e.is_symlink()]
+    unreadable += _dangling(p for p in links if not p.name.lower().endswith(EXTENSIONS))
     return {
         name: [
             e.path
@@ -108,14 +122,16 @@ def is_dir(entry: os.DirEntry[str]) -> bool:
 
 def hidden(name: str) -> bool:
     """Whether an entry is none of the data."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name in JUNK
 
 
 def _problems(
     directory: Path, splits: dict[str, Listing], unreadable: list[str]
 ) -> Iterator[DataError]:
     if unreadable:
-        yield DataError(f"folders that cannot be read: {'; '.join(unreadable)}. Fix: permissions")
+        yield DataError(
+            f"folders that cannot be read: {'; '.join(unreadable)}. Fix: permissions, or the links"
+        )
     if "train" not in splits and "all" not in splits:
         yield DataError(
             f"{directory} has {sorted(splits)} but no train folder. Fix: add {directory}/train"

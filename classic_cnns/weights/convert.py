@@ -229,7 +229,9 @@ def to_theirs(variables: Any, dialect: Dialect) -> Flat:
         else:
             out[key] = from_ours(np.asarray(array), dialect, layer, leaf)
     if unknown:
-        raise DataError(f"{dialect.name} has no name for {', '.join(sorted(set(unknown)))}")
+        raise DataError(
+            f"{dialect.name} has no name for {', '.join(sorted(set(unknown)))}. Fix: another --to"
+        )
     return out
 
 

@@ -70,7 +70,10 @@ def dialects(model: nn.Module) -> list[Dialect]:
         return [_googlenet()]
     if isinstance(model, LeNet5):
         return [_lenet()]
-    raise ConfigError(f"no other library has the weights of {type(model).__name__}")
+    raise ConfigError(
+        f"no other library has the weights of {type(model).__name__}. Fix: a network of "
+        "list_models()"
+    )
 
 
 def dialect(model: nn.Module, name: str) -> Dialect:

@@ -15,6 +15,7 @@ from lab import Fault
 from classic_cnns import commandline
 from classic_cnns.checkpoints import MANIFEST, Checkpoints
 from classic_cnns.errors import ClassicCNNsWarning, NonFiniteError, WorkdirError
+from classic_cnns.manifest import FORMAT, render
 from classic_cnns.saved import SavedCheckpoints
 
 
@@ -287,14 +288,17 @@ def test_case17_and_case18_another_shape_or_type_is_told_leaf_by_leaf(saved):
     assert "b/c: int32() saved, int64() expected" in str(error.value)
 
 
-def test_case19_a_newer_format_names_both_versions(saved):
-    from classic_cnns import manifest
-
+@pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1])
+def test_case19_another_format_names_both_versions(saved, other):
     path = saved / "20" / MANIFEST
-    path.write_bytes(manifest.render(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(WorkdirError, match=r"2.*Fix: "):
+    changed = json.loads(path.read_text()) | {"format": other}
+    path.write_bytes(render(changed))
+    with pytest.raises(WorkdirError, match=rf"format {other}, .* format {FORMAT}\. Fix: "):
         SavedCheckpoints(saved).restore_newest(ABSTRACT)
     assert (saved / "20").is_dir()
+    path.write_text(json.dumps(changed, indent=1))  # a flipped bit is not another version
+    with pytest.warns(ClassicCNNsWarning, match="20 rejected: MANIFEST.json: SHA-256 differs"):
+        assert SavedCheckpoints(saved).restore_newest(ABSTRACT)[0] == 10
 
 
 def test_case20_what_is_not_finite_is_not_saved(saved):
