@@ -92,7 +92,8 @@ def replace_file(path: Path, data: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replaces a JSON file in one step."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    replace_file(path, text.encode())
+    # Names of classes may hold bytes that are no UTF-8; "\udcff" is what JSON calls them.
+    replace_file(path, text.encode(errors="backslashreplace"))
 
 
 def read_json(path: Path, **fields: type) -> dict[str, Any]:
@@ -141,7 +142,9 @@ def reporting(workdir: Path) -> Iterator[None]:
         error.workdir = workdir  # type: ignore[attr-defined]
         if not isinstance(error, ClassicCNNsError):
             with contextlib.suppress(OSError):
-                (workdir / "traceback.txt").write_text(traceback.format_exc())
+                (workdir / "traceback.txt").write_text(
+                    traceback.format_exc(), errors="backslashreplace"
+                )
         raise
 
 

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import classic_cnns
 from classic_cnns.data import create_dataset, folder
 from classic_cnns.data.checks import check_folder
 from classic_cnns.data.decode import ImageFile
 from classic_cnns.data.preprocess import decode_image
 from classic_cnns.errors import DataError
+from classic_cnns.plots import batch_labels, plot_batch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -293,3 +295,35 @@ def test_case49_odd_names_of_files_are_read_and_shown_on_one_line(tmp_path):
     assert len(shown.splitlines()) <= len(ODD) + 2
     bad = kinds(tmp_path)["files that cannot be decoded"]
     assert sorted(bad) == sorted(f"cat/{name}.png" for name in ODD.values())
+
+
+def test_case49_case60_odd_names_of_classes_reach_no_page_no_event_and_no_terminal(lab, tmp_path):
+    fill(tmp_path / "photos", ODD.values())
+    fields = {"data__dir": str(tmp_path / "photos"), "data__image_size": 32, "batch_size": 8}
+    run = tmp_path / "run"
+    code, output = lab.run(run, config="lenet5.py:folder", num_steps=2, log_every_steps=1, **fields)
+    assert code == 0, output
+    assert classic_cnns.load(run).classes == tuple(sorted(ODD.values()))
+    assert "cannot be" not in output  # no warning of a file or figure
+    assert not set(output) & {"\x1b", "\u202e", "\x07"}
+    events = b"".join(p.read_bytes() for p in (run / "tensorboard").iterdir())
+    assert b"train_loss" in events
+    for name in ODD.values():
+        assert os.fsencode(name) not in events
+        assert name.isalnum() or f"\n{name}" not in output
+
+
+def test_case60_class_names_are_no_formulas_in_figures(tmp_path):
+    names = sorted(ODD.values())
+    images = np.zeros((len(names), 8, 8, 3), np.uint8)
+    labels = batch_labels({"label": np.arange(len(names))}, names)
+    plot_batch(images, labels, tmp_path / "a.png", r"$\frac$")
+    with Image.open(tmp_path / "a.png") as drawn:
+        assert drawn.width > 500
+    assert all(label.isprintable() for label in labels)
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.suptitle(names[names.index(ODD["mathtext"])])
+    with pytest.raises(ValueError, match="frac"):  # what it would be otherwise
+        figure.savefig(tmp_path / "b.png")
