@@ -1,46 +1,36 @@
-"""The same networks as anyone would write them with flax.linen, for comparison."""
+"""Our networks with flax.linen's own layers in place of ours, for comparison."""
+
+import contextlib
+from unittest import mock
 
 import flax.linen as nn
 
-
-class PlainLeNet5(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        for features in (6, 16):
-            x = nn.relu(nn.Conv(features, (5, 5), padding="VALID")(x))
-            x = nn.max_pool(x, (2, 2), (2, 2))
-        x = x.reshape(len(x), -1)
-        for features in (120, 84):
-            x = nn.relu(nn.Dense(features)(x))
-        return nn.Dense(10)(x)
+from classic_cnns.models import alexnet, googlenet, lenet, resnet, vgg
 
 
-class PlainBlock(nn.Module):
-    features: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x, train):
-        def norm(x):
-            return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
-
-        def conv(x, kernel, stride):
-            pad = [(kernel // 2,) * 2] * 2
-            return nn.Conv(self.features, (kernel,) * 2, (stride,) * 2, pad, use_bias=False)(x)
-
-        y = nn.relu(norm(conv(x, 3, self.stride)))
-        y = norm(conv(y, 3, 1))
-        if x.shape != y.shape:
-            x = norm(conv(x, 1, self.stride))
-        return nn.relu(x + y)
+def conv(features, kernel_size, strides=(1, 1), padding=((0, 0), (0, 0)), groups=1, **settings):
+    settings.pop("impl", None)
+    return nn.Conv(features, kernel_size, strides, padding, feature_group_count=groups, **settings)
 
 
-class PlainResNet18(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.Conv(64, (3, 3), padding=[(1, 1)] * 2, use_bias=False)(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x))
-        for i in range(4):
-            for j in range(2):
-                x = PlainBlock(64 * 2**i, 2 if i and not j else 1)(x, train)
-        return nn.Dense(10)(x.mean((1, 2)))
+def batch_norm(use_running_average, momentum=0.9, epsilon=1e-5, **settings):
+    settings.pop("impl", None)
+    return nn.BatchNorm(use_running_average, momentum=momentum, epsilon=epsilon, **settings)
+
+
+def max_pool(x, window, stride, padding=((0, 0), (0, 0)), *, ceil_mode=False, impl=None):
+    if ceil_mode:
+        tails = (-(-(s - window) // stride) * stride + window - s for s in x.shape[1:3])
+        padding = tuple((0, t if 0 < t < window else 0) for t in tails)
+    return nn.max_pool(x, (window, window), (stride, stride), padding)
+
+
+@contextlib.contextmanager
+def plain_linen():
+    """Within it, networks are traced with nn.Conv, nn.BatchNorm and nn.max_pool."""
+    theirs = {"Conv": conv, "BatchNorm": batch_norm, "max_pool": max_pool}
+    with contextlib.ExitStack() as stack:
+        for module in (alexnet, googlenet, lenet, resnet, vgg):
+            there = {name: value for name, value in theirs.items() if hasattr(module, name)}
+            stack.enter_context(mock.patch.multiple(module, **there))
+        yield

@@ -1,159 +1,220 @@
-"""Training steps beside plain linen and PyTorch, alternating in one process.
+"""Training steps beside plain linen, PyTorch and Keras, alternating in one process.
 
-    python benchmarks/train_step.py [--model lenet5 resnet18] [--rounds 15]
+    python benchmarks/train_step.py [--model lenet5 resnet18] [--side 32] [--batch 64] [--rounds 15]
 
-Each round times the same number of steps of every peer in turn; figures are medians over rounds and
-medians of the ratios within rounds. Parameter counts are asserted equal. SGD with Nesterov momentum
-0.9, float32. PyTorch (extra `bench`) is left out when it is not installed. Writes
-benchmarks/results/train_step-CPU.json.
+Each round times every peer in turn, as many steps of each as take about --seconds; figures are
+medians over rounds and medians of the ratios within rounds. Parameter counts are asserted equal.
+SGD with Nesterov momentum 0.9, synthetic images on the device, 10 classes below 64 px. Peers:
+our networks with flax.linen's own layers; PyTorch, channels_last, eager and through torch.compile;
+Keras 3 on JAX (LeNet-5 and ResNet-18). What is not installed (extra `bench`) is left out.
+Rows replace those of the same network, side, batch and dtype in the JSON file, and all those of
+other versions or machines.
 """
 
 import argparse
 import functools
+import importlib.util
 import json
+import os
 import platform
 import statistics
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from peers import PlainLeNet5, PlainResNet18
+from peers import plain_linen
 
-from classic_cnns import create_model
+from classic_cnns import create_model, list_models
 from classic_cnns.losses import cross_entropy
 
-CASES = {  # model: (batch, steps a round, peer)
-    "lenet5": (128, 40, PlainLeNet5),
-    "resnet18": (64, 1, PlainResNet18),
-}
+PEERS = ("ours", "plain linen", "torch eager", "torch compile", "keras")
+BATCHES = {"lenet5": 128}
 
 
-def batch_of(size):
+def batch_of(size, side, classes):
     rng = np.random.default_rng(0)
-    return rng.normal(size=(size, 32, 32, 3)).astype(np.float32), np.arange(size) % 10
+    images = rng.normal(size=(size, side, side, 3)).astype(np.float32)
+    return images, np.arange(size) % classes
 
 
-def jax_runner(model, batch):
-    """A function of the number of steps, and the number of parameters."""
-    images, labels = map(jnp.asarray, batch_of(batch))
+def our_model(name, classes, dtype):
+    """The network; GoogLeNet with torchvision's 3×3 in place of 5×5, so that it has a peer."""
+    fields = {"arch": "torchvision"} if name == "googlenet" else {}
+    return create_model(name, classes, dtype=jnp.dtype(dtype), **fields)
+
+
+def jax_runner(model, images, labels):
+    """A function of the number of steps, the number of parameters, and the compiled step's costs
+    by the compiler's account ("flops", "bytes accessed").
+    """
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
     tx = optax.sgd(0.01, momentum=0.9, nesterov=True)
     variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)
     params, stats = variables["params"], variables.get("batch_stats", {})
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-    def step(params, stats, opt_state):
+    def step(params, stats, opt_state, key, images, labels):
+        key, dropout = jax.random.split(key)
+
         def loss_fn(params):
-            variables = {"params": params, "batch_stats": stats}
-            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
-            return cross_entropy(logits, labels).mean(), updated.get("batch_stats", {})
+            logits, updated = model.apply(
+                {"params": params, "batch_stats": stats},
+                images,
+                train=True,
+                mutable=["batch_stats", "aux_logits"],
+                rngs={"dropout": dropout},
+            )
+            total = cross_entropy(logits, labels).mean()
+            for aux in jax.tree.leaves(updated.get("aux_logits", {})):
+                total += 0.3 * cross_entropy(aux, labels).mean()
+            return total, updated.get("batch_stats", {})
 
         grads, stats_ = jax.grad(loss_fn, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), stats_, opt_state
+        return optax.apply_updates(params, updates), stats_, opt_state, key
 
-    state = [params, stats, tx.init(params)]
+    state = [params, stats, tx.init(params), jax.random.key(1)]
     count = sum(p.size for p in jax.tree.leaves(params))
+    lowered = jax.jit(step, donate_argnums=(0, 1, 2, 3)).lower(*state, images, labels)
+    compiled = lowered.compile()
 
     def run(steps):
         for _ in range(steps):
-            state[:] = step(*state)
+            state[:] = compiled(*state, images, labels)
         jax.block_until_ready(state)
 
-    return run, count
+    return run, count, compiled.cost_analysis() or {}
 
 
-def torch_runner(name, batch):
-    import torch
-    from torch_peers import lenet5, resnet18
+def runners_of(name, side, batch, dtype, peers):
+    """{peer: (function of the number of steps, number of parameters)}, and our step's costs."""
+    classes = 10 if side < 64 else 1000
+    images, labels = batch_of(batch, side, classes)
+    model = our_model(name, classes, dtype)
+    runners = {}
+    *runners["ours"], costs = jax_runner(model, images, labels)
+    if "plain linen" in peers:
+        with plain_linen():  # jax_runner compiles
+            *runners["plain linen"], _ = jax_runner(model, images, labels)
+    wanted = [peer for peer in ("torch eager", "torch compile") if peer in peers]
+    if wanted and importlib.util.find_spec("torch"):
+        import torch
+        from torch_peers import torch_model, torch_runner
 
-    model = {"lenet5": lenet5, "resnet18": resnet18}[name]().to(memory_format=torch.channels_last)
-    images, labels = map(torch.from_numpy, batch_of(batch))
-    images = images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True)
+        device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+        for peer in wanted:
+            if (theirs := torch_model(name, classes, side)) is not None:
+                run = torch_runner(
+                    theirs,
+                    images,
+                    labels,
+                    compiled=peer == "torch compile",
+                    dtype=dtype,
+                    device=device,
+                )
+                runners[peer] = run, sum(p.numel() for p in theirs.parameters())
+    if "keras" in peers and dtype == "float32" and importlib.util.find_spec("keras"):
+        from keras_peers import NETWORKS, keras_runner
 
-    def run(steps):
-        for _ in range(steps):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-
-    return run, sum(p.numel() for p in model.parameters())
+        if name in NETWORKS and side == 32:
+            runners["keras"] = keras_runner(name, classes, images, labels)
+    return runners, costs
 
 
-def measure(name, rounds):
-    batch, steps, plain = CASES[name]
-    runners = {
-        "ours": jax_runner(create_model(name, 10), batch),
-        "plain linen": jax_runner(plain(), batch),
-    }
-    try:
-        runners["torch channels_last"] = torch_runner(name, batch)
-    except ImportError:
-        print("PyTorch is not installed; left out")
-    assert len({count for _, count in runners.values()}) == 1
-    for run, _ in runners.values():
-        run(steps + 1)  # compiles and warms up
+def measure(name, *, side, batch, dtype="float32", rounds=15, seconds=0.5, peers=PEERS):
+    """One row for each peer that is there."""
+    runners, costs = runners_of(name, side, batch, dtype, peers)
+    counts = {peer: count for peer, (_, count) in runners.items()}
+    assert len(set(counts.values())) == 1, f"{name} at {side} px: parameters {counts}"
+    steps = {}
+    for peer, (run, _) in runners.items():
+        run(2)  # compiles and warms up
+        start = time.perf_counter()
+        run(1)
+        steps[peer] = max(1, int(seconds / (time.perf_counter() - start)))
     times = {peer: [] for peer in runners}
     for _ in range(rounds):
         for peer, (run, _) in runners.items():
             start = time.perf_counter()
-            run(steps)
-            times[peer].append((time.perf_counter() - start) / steps)
+            run(steps[peer])
+            times[peer].append((time.perf_counter() - start) / steps[peer])
     rows = []
     for peer, values in times.items():
         ratios = [a / b for a, b in zip(values, times["ours"], strict=True)]
         speed = [batch / v for v in values]
-        rows.append(
-            {
-                "model": name,
-                "batch": batch,
-                "peer": peer,
-                "images_per_sec": statistics.median(speed),
-                "min": min(speed),
-                "max": max(speed),
-                "speed_of_ours_relative": statistics.median(ratios),
-            }
-        )
+        row = {"model": name, "side": side, "batch": batch, "dtype": dtype, "peer": peer}
+        row |= {"parameters": counts[peer], "rounds": rounds, "steps_a_round": steps[peer]}
+        row |= {"images_per_sec": statistics.median(speed), "min": min(speed), "max": max(speed)}
+        row |= {"speed_of_ours_relative": statistics.median(ratios)}
+        if peer == "ours":
+            row |= {k.replace(" ", "_"): costs.get(k) for k in ("flops", "bytes accessed")}
+        rows.append(row)
         print(
-            f"{name:10} {peer:20} {statistics.median(speed):9.1f} images/s"
-            f" ({min(speed):.1f} to {max(speed):.1f});"
-            f" ours is {rows[-1]['speed_of_ours_relative']:.2f}×"
+            f"{name:14} {side:3} px  {peer:14} {row['images_per_sec']:9.1f} images/s"
+            f" ({row['min']:.1f} to {row['max']:.1f}); ours"
+            f" {row['speed_of_ours_relative']:.2f} times as fast",
+            flush=True,
         )
     return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--model", nargs="+", default=["lenet5", "resnet18"], metavar="NAME")
+    parser.add_argument("--side", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=0, help="64 by default, 128 of lenet5")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.5)
+    parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
+    folder = Path(__file__).parent / "results"
+    parser.add_argument("--out", type=Path, default=folder / "train_step-CPU.json")
     args = parser.parse_args()
-    versions = {"jax": jax.__version__, "python": platform.python_version()}
-    rows = [row for name in args.model for row in measure(name, args.rounds)]
-    try:
-        import torch
+    names = list_models() if args.model == ["all"] else args.model
+    for name in names:
+        batch = args.batch or BATCHES.get(name, 64)
+        rows = measure(
+            name,
+            side=args.side,
+            batch=batch,
+            dtype=args.dtype,
+            rounds=args.rounds,
+            seconds=args.seconds,
+            peers=args.peers,
+        )
+        write(args.out, rows)
 
-        versions["torch"] = torch.__version__
-    except ImportError:
-        pass
-    report = {"versions": versions, "machine": machine(), "rounds": args.rounds, "rows": rows}
-    path = Path(__file__).parent / "results" / "train_step-CPU.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+
+def write(path, rows):
+    """Puts the rows into the file; what other versions or machines measured goes."""
+
+    def key(row):
+        return [row[k] for k in ("model", "side", "batch", "dtype")]
+
+    about = {"versions": versions(), "machine": machine()}
+    report = json.loads(path.read_text()) if path.exists() else {}
+    kept = report["rows"] if about.items() <= report.items() else []
+    kept = [row for row in kept if all(key(row) != key(new) for new in rows)]
+    path.write_text(json.dumps(about | {"rows": kept + rows}, indent=1) + "\n")
+
+
+def versions():
+    names = [n for n in ("jax", "flax", "torch", "keras") if importlib.util.find_spec(n)]
+    return {"python": platform.python_version()} | {n: version(n) for n in names}
 
 
 def machine():
+    """The accelerator if there is one, else the CPU."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return f"{device.device_kind}, {os.cpu_count()} CPU cores"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
-            return f"{line.split(':')[1].strip()}, {len(jax.devices())} device, {_cores()} cores"
+            return f"{line.split(':')[1].strip()}, {os.cpu_count()} cores"
     return platform.processor()
-
-
-def _cores():
-    import os
-
-    return os.cpu_count()
 
 
 if __name__ == "__main__":
