@@ -44,6 +44,7 @@ FREE = (
     "checkpoint_every_epochs",
     "checkpoint_every_steps",
     "steps_per_dispatch",
+    "watch_gradient",
     "weights_txt",
     "on_divergence",
     "rollback_factor",

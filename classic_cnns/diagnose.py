@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from classic_cnns.config import Durations
-from classic_cnns.data.augment import Augment, normalize
+from classic_cnns.data.augment import Augment, Batch, normalize
 from classic_cnns.data.loaders import Loader
 from classic_cnns.losses import mixed
 from classic_cnns.plots import batch_labels, plot_batch, plot_schedule
@@ -71,12 +71,13 @@ def explain_non_finite(
 
 
 def draw_first_batch(
-    loader: Loader, augment: Augment | None, seed: int, classes: Sequence[str], path: Path
+    batch: Batch, augment: Augment | None, seed: int, classes: Sequence[str], workdir: Path
 ) -> None:
-    """Draws what the first step sees, augmented and with labels, as a PNG."""
-    batch = jax.device_get(augmented(fetch(loader.data, loader.train(0)), augment, seed, 0))
-    labels = batch_labels(batch, classes)
-    plot_batch(batch["image"], labels, path, "what the first step sees")
+    """Draws what the first step sees, augmented and with labels, as train_batch.png."""
+    seen: dict[str, Any] = jax.device_get(augmented(batch, augment, seed, 0))
+    labels = batch_labels(seen, classes)
+    path = workdir / "train_batch.png"
+    plot_batch(seen["image"], labels, path, "what the first step sees")
 
 
 def draw_schedule(schedule: optax.Schedule, spans: Durations, path: Path, title: str) -> None:

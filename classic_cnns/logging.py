@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -230,6 +230,11 @@ class Display:
     def print(self, text: str) -> None:
         """A line of text, its control characters made visible."""
         self.console.print(printable(text), markup=False)
+
+    def print_all(self, lines: Sequence[str]) -> None:
+        """Each a line of text."""
+        for text in lines:
+            self.print(text)
 
     def __enter__(self) -> Display:
         return self

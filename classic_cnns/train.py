@@ -26,9 +26,10 @@ from classic_cnns.logging import Display, MetricFiles
 from classic_cnns.metrics import EpochSums
 from classic_cnns.progress import decoding_bar
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
-from classic_cnns.steps import Progress, train_on, train_step
+from classic_cnns.steps import Progress, fetch, train_on, train_step
 from classic_cnns.timing import Clock, Stopwatch, summarize
 from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
+from classic_cnns.watch import first_batch
 from classic_cnns.weights.finetune import adopt, find_start
 
 
@@ -169,16 +170,17 @@ def _train(
         lines += [f"WARNING {text}" for text in dataset.warnings]
         lines += [f"changed    {line}" for line in changes or ()]
         del start, given  # as large as the network
-        for line in lines:
-            display.print(line)
+        display.print_all(lines)
         files = stack.enter_context(MetricFiles(workdir, step, workdir.name))
         stack.enter_context(display)
         stop = stack.enter_context(signals.watch(grace, deadline))
         validate = functools.partial(evaluate, loader=loaders["val"], stop=stop.requested)
         if step == 0:
             draw_schedule(schedule, spans, workdir / "schedule.png", workdir.name)
-            first = workdir / "train_batch.png"
-            draw_first_batch(loaders["train"], augment, config.seed, dataset.classes, first)
+            first = fetch(loaders["train"].data, loaders["train"].train(0))
+            draw_first_batch(first, augment, config.seed, dataset.classes, workdir)
+            how = config.optimizer.name, float(schedule(0)), config.watch_gradient
+            display.print_all(first_batch(state, first, one_step, *how))
         display.start(step)
         clock, started = Clock(config.batch_size), time.monotonic()
         checkpoints.prepare({"state": state, "progress": progress})
@@ -246,8 +248,7 @@ def _train(
                 files.write(record)
                 files.draw()
                 display.epoch(record, improved)
-                for text in advice(record, loaders):
-                    display.print(text)
+                display.print_all(advice(record, loaders))
             stopping = stop.requested()
             if evaluating or step == next_save or stopping:
                 with stopwatch.charge("save"):

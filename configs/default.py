@@ -216,6 +216,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.rollback_factor = 0.5
     # See on_divergence.
     config.max_rollbacks = 3
+    # Before the first step, look for dead units and vanishing gradients, too: compiles the network
+    # once more (seconds). Input, stem and rate are looked at in any case.
+    config.watch_gradient = False
     # At the end, write all weights as text: name, shape, values.
     config.weights_txt = False
 
