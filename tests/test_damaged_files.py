@@ -94,6 +94,7 @@ PAIRS = PAIRS.removesuffix(b"0") + b"(" + b"h\x01h\x00\x85R" * 2000 + b"t."
         (b"\x80\x02c__builtin__\nexec\n.", "exec', which is refused"),
         (b"\x80\x02i__builtin__\nexec\n.", "opcode INST"),
         (b"\x80\x02I1\n.", "opcode INT"),
+        (b"\x80\x02F" + b"x" * 5000 + b"\n.", "could not convert"),
         (b"\x80\x02]q\x00h\x00a.", "nested deeper than 50"),  # a list in itself
         (b"\x80\x02}q\x00K\x01h\x00s.", "nested deeper"),  # a dict in itself
         (b"\x80\x02" + b"]" * 60 + b"a" * 59 + b".", "nested deeper"),
@@ -110,8 +111,9 @@ PAIRS = PAIRS.removesuffix(b"0") + b"(" + b"h\x01h\x00\x85R" * 2000 + b"t."
     ],
 )
 def test_malformed_programs(raw, text, tmp_path):
-    with pytest.raises(DataError, match=text):
+    with pytest.raises(DataError, match=text) as info:
         read_torch(write_zip(tmp_path / "x.pt", raw, {}))
+    assert len(str(info.value)) < 600 + len(str(tmp_path))
     with pytest.raises(DataError):
         read_torch(write_legacy(tmp_path / "y.pt", raw, {}))
 
@@ -388,5 +390,12 @@ def test_a_file_that_the_hdf5_library_finds_no_end_of(tmp_path, monkeypatch):
     data[size] = 0
     path.write_bytes(data)
     monkeypatch.setattr(hdf5, "_MAX_SECONDS", 2)
+    with pytest.raises(DataError, match="the HDF5 library finds no end of it"):
+        read_weights(path)
+    # Under a limit of the user's own that is shorter, the child cannot set another.
+    limited = tmp_path / "python"
+    limited.write_text(f'#!/bin/sh\nulimit -t 1\nexec {sys.executable} "$@"\n')
+    limited.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(limited))
     with pytest.raises(DataError, match="the HDF5 library finds no end of it"):
         read_weights(path)

@@ -43,7 +43,8 @@ def read_h5(path: Path) -> dict[str, np.ndarray]:
     child = [sys.executable, "-P", __file__, str(path.absolute()), str(_MAX_SECONDS)]
     code = subprocess.run(child, capture_output=True).returncode
     if code < 0:
-        end = "finds no end of it" if code == -signal.SIGXCPU else "crashes on it"
+        out_of_time = code in (-signal.SIGXCPU, -signal.SIGKILL)
+        end = "finds no end of it" if out_of_time else "crashes on it"
         raise ValueError(f"the HDF5 library {end}")
     with h5py.File(path, "r") as root:
         return _read(root, _Reader(path.stat().st_size))
@@ -209,6 +210,8 @@ def _add(out: dict[str, np.ndarray], key: str, array: np.ndarray) -> None:
 
 
 if __name__ == "__main__":  # the child: what it raises, its parent will raise again
-    resource.setrlimit(resource.RLIMIT_CPU, (int(sys.argv[2]), int(sys.argv[2]) + 1))
+    seconds, hard = int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_CPU)[1]
+    if hard == resource.RLIM_INFINITY or hard > seconds:  # else the user's own limit is the shorter
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     with contextlib.suppress(Exception), h5py.File(sys.argv[1], "r") as file:
         _read(file, _Reader(Path(sys.argv[1]).stat().st_size, numbers=False))

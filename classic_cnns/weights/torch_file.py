@@ -48,12 +48,12 @@ def read_torch(path: str | Path) -> Any:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return _read_zip(path, mapped) if start == b"PK" else _read_legacy(mapped)
     except (ValueError, OSError, EOFError, struct.error, MemoryError) as error:
-        reason = printable(str(error)) or type(error).__name__
+        reason = printable(str(error)[:300]) or type(error).__name__
         raise DataError(
             f"{path}: not a readable PyTorch file: {reason}. Fix: another file"
         ) from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, OverflowError) as error:
-        reason = printable(str(error)) or type(error).__name__
+        reason = printable(str(error)[:300]) or type(error).__name__
         raise DataError(f"{path}: damaged: {reason}. Fix: another file") from error
 
 
