@@ -20,20 +20,23 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 def test_import_is_light_and_quick():
-    script = (
-        "import time; t = time.perf_counter(); import classic_cnns, classic_cnns.train, sys;"
-        "classic_cnns.create_model; print(time.perf_counter() - t);"
-        "print([m for m in ('tensorflow', 'torch', 'keras', 'matplotlib', 'sklearn') if m in "
-        "sys.modules])"
-    )
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        for _ in range(3)
-    ]
-    assert all(r.stdout.splitlines()[1] == "[]" for r in runs)
-    assert min(float(r.stdout.splitlines()[0]) for r in runs) < 1.5
+    """About a third more than what it builds on, in turns, however busy the machine is."""
+    seconds = {}
+    for _ in range(3):
+        for modules in ("jax, flax.linen, optax", "classic_cnns.train, classic_cnns.models"):
+            script = (
+                f"import sys, time; t = time.perf_counter(); import {modules};"
+                "print(time.perf_counter() - t);"
+                "print([m for m in ('tensorflow', 'torch', 'keras', 'matplotlib', 'sklearn') if m"
+                " in sys.modules])"
+            )
+            run = subprocess.run(
+                [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+            )
+            assert run.stdout.splitlines()[1] == "[]"
+            seconds.setdefault(modules, []).append(float(run.stdout.splitlines()[0]))
+    theirs, ours = map(min, seconds.values())
+    assert ours < 1.6 * theirs
 
 
 def test_package_alone_imports_nothing_heavy():
