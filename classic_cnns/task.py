@@ -23,6 +23,32 @@ from classic_cnns.train_state import TrainState, abstract_train_state, create_tr
 from classic_cnns.weights.finetune import adopt, find_start
 
 
+def bind_step(
+    config: ConfigDict,
+    dataset: Dataset,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    augment: Augment,
+    loss: Loss,
+    ema_decay: float = 0.0,
+) -> functools.partial[Any]:
+    """`train_step` with everything bound but the state and the batch."""
+    return functools.partial(
+        train_step,
+        model=model,
+        tx=tx,
+        mean=dataset.preprocess.mean,
+        std=dataset.preprocess.std,
+        augment=augment,
+        loss=loss,
+        frozen=rules.frozen(config.optimizer.rules),
+        ema_decay=ema_decay,
+        accumulate_steps=config.accumulate_steps,
+        sam_rho=config.optimizer.sam_rho,
+        seed=config.seed,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Data, network, augmentation and loss of a config; nothing is written anywhere."""
@@ -38,19 +64,7 @@ class Task:
 
     def step(self, tx: optax.GradientTransformation) -> Callable[..., Any]:
         """`train_step` with everything bound but the state and the batch."""
-        return functools.partial(
-            train_step,
-            model=self.model,
-            tx=tx,
-            mean=self.dataset.preprocess.mean,
-            std=self.dataset.preprocess.std,
-            augment=self.augment,
-            loss=self.loss,
-            frozen=rules.frozen(self.config.optimizer.rules),
-            accumulate_steps=self.config.accumulate_steps,
-            sam_rho=self.config.optimizer.sam_rho,
-            seed=self.config.seed,
-        )
+        return bind_step(self.config, self.dataset, self.model, tx, self.augment, self.loss)
 
     def state(self, tx: optax.GradientTransformation, seed: int | None = None) -> TrainState:
         """The state that a training starts from; with the config's seed by default."""

@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from classic_cnns import config as config_lib
-from classic_cnns import failures, resume, rules, rundir, schedules, selection, signals
+from classic_cnns import failures, resume, rundir, schedules, selection, signals
 from classic_cnns import mirror as mirror_lib
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data.loaders import ResidentLoader
@@ -26,7 +26,8 @@ from classic_cnns.logging import Display, MetricFiles
 from classic_cnns.metrics import EpochSums
 from classic_cnns.progress import decoding_bar
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
-from classic_cnns.steps import Progress, fetch, train_on, train_step
+from classic_cnns.steps import Progress, fetch, train_on
+from classic_cnns.task import bind_step
 from classic_cnns.timing import Clock, Stopwatch, summarize
 from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
 from classic_cnns.watch import first_batch
@@ -145,20 +146,7 @@ def _train(
             resume.write_continued(workdir, config, step, changes, spans.total)
 
         # ---- compiled functions and loaders
-        one_step = functools.partial(
-            train_step,
-            model=model,
-            tx=tx,
-            mean=mean,
-            std=std,
-            augment=augment,
-            loss=loss,
-            frozen=rules.frozen(config.optimizer.rules),
-            ema_decay=config.ema_decay,
-            accumulate_steps=config.accumulate_steps,
-            sam_rho=config.optimizer.sam_rho,
-            seed=config.seed,
-        )
+        one_step = bind_step(config, dataset, model, tx, augment, loss, config.ema_decay)
         train = jax.jit(functools.partial(train_on, step=one_step), donate_argnums=(0, 1))
         evaluate = create_evaluate(model, mean=mean, std=std)
         loaders = config_lib.loaders_from(config, dataset, mesh)
