@@ -122,4 +122,7 @@ def load_dataset(
         raise ConfigError("these weights come without data. Fix: --data=cifar10, say")
     if dir:
         config.data.dir = dir
+    split = Path(workdir).expanduser() / "split.json"
+    if not source and split.is_file():
+        settings = {"split_file": str(split)} | settings
     return config_lib.dataset_from(config, preprocess=run.preprocess, **settings)

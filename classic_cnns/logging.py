@@ -7,7 +7,6 @@ import csv
 import io
 import json
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from classic_cnns.errors import ClassicCNNsWarning, gone, printable
+from classic_cnns.events import Events
 from classic_cnns.plots import plot_curves
 from classic_cnns.rundir import replace_file
 
@@ -54,6 +54,7 @@ class MetricFiles:
         self._file: IO[str] | None = None  # None while the file lacks records
         self._events = Events(workdir / "tensorboard", step + 1 if step else None)
         self._warned: set[str] = set()
+        self._next_drawing = 0.0  # by time.monotonic
         with self._trying("metrics.jsonl"):
             self._rewrite()
 
@@ -77,8 +78,16 @@ class MetricFiles:
         with self._trying("tensorboard"):
             self._events.write(record)
 
-    def draw(self) -> None:
-        """Rewrites metrics.csv (one row an evaluation) and curves.png."""
+    def draw(self, *, last: bool = True) -> None:
+        """Rewrites metrics.csv (one row an evaluation) and curves.png.
+
+        Args:
+            last: False passes over this time where drawing would take more than a twentieth of the
+                run.
+        """
+        began = time.monotonic()
+        if not last and began < self._next_drawing:
+            return
         rows = [r for r in self.records if "eval_loss" in r]
         if rows:
             with self._trying("metrics.csv"):
@@ -93,6 +102,8 @@ class MetricFiles:
         if self.records:
             with self._trying("curves.png"):
                 plot_curves(self.records, self.workdir / "curves.png", self.title)
+        now = time.monotonic()
+        self._next_drawing = now + 19 * (now - began)
 
     @contextlib.contextmanager
     def _trying(self, what: str) -> Iterator[None]:
@@ -120,66 +131,6 @@ class MetricFiles:
                 self._file.close()
         with contextlib.suppress(OSError):
             self._events.close()
-
-
-class Events:
-    """A TensorBoard event file, written at once: tensorboardX's SummaryWriter pickles events into a
-    queue, and hangs for ever when the disk is full.
-
-    Args:
-        directory: a new file in it is made at the first record.
-        purge_step: TensorBoard forgets what older files in it say from this step on.
-    """
-
-    def __init__(self, directory: Path, purge_step: int | None) -> None:
-        self._directory, self._purge_step = directory, purge_step
-        self._writer: Any = None
-
-    def write(self, record: Record) -> None:
-        """Adds all metrics of a record; after an error, the next call begins a new file."""
-        events_writer, event_pb2, summary = _tensorboardx()
-        writer, self._writer = self._writer, None
-        if writer is None:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            writer = events_writer(str(self._directory / "events"), f".{os.getpid()}")
-            if self._purge_step is not None:
-                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-                writer.write_event(
-                    event_pb2.Event(wall_time=time.time(), step=self._purge_step, session_log=start)
-                )
-        for name, value in record.items():
-            if name not in ("step", "epoch") and not isinstance(value, list):
-                writer.write_event(
-                    event_pb2.Event(
-                        wall_time=time.time(),
-                        step=record["step"],
-                        summary=summary.scalar(name, value),
-                    )
-                )
-        writer.flush()
-        self._writer = writer
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._writer:
-            self._writer.close()
-
-
-def _tensorboardx() -> tuple[Any, Any, Any]:
-    """Parts of tensorboardX without PyTorch, which it loads where it is installed and does not need
-    here.
-    """
-    loaded = "torch" in sys.modules
-    if not loaded:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # makes the import fail
-    try:
-        from tensorboardX import summary
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto import event_pb2
-    finally:
-        if not loaded:
-            del sys.modules["torch"]
-    return EventsWriter, event_pb2, summary
 
 
 def read_records(path: Path) -> list[Record]:

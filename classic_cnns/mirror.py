@@ -23,7 +23,15 @@ from classic_cnns.errors import ClassicCNNsWarning, Stopped, WorkdirError
 from classic_cnns.manifest import MANIFEST
 from classic_cnns.saved import SavedCheckpoints
 
-FILES = ("run.json", "metrics.jsonl", "metrics.csv", "curves.png", "result.json", "config.json")
+FILES = (
+    "run.json",
+    "split.json",
+    "metrics.jsonl",
+    "metrics.csv",
+    "curves.png",
+    "result.json",
+    "config.json",
+)
 SECONDS_AT_END = 300.0  # that the last copy may take
 
 

@@ -99,7 +99,7 @@ def write_new(
     total_steps: int,
     model_fields: dict[str, Any],
 ) -> None:
-    """Writes run.json and, last, config.json, which makes the directory one of a run.
+    """Writes run.json, split.json and, last, config.json, which makes the directory one of a run.
 
     `model_fields` are those of the network that the config does not say.
     """
@@ -114,6 +114,8 @@ def write_new(
         "data": describe_data(dataset),
     }
     rundir.write_json(workdir / "run.json", info)
+    if dataset.drawn:
+        rundir.write_json(workdir / "split.json", dataset.drawn)
     rundir.write_json(workdir / "config.json", config.to_dict())
 
 

@@ -2,6 +2,7 @@
 
 config.json        every field of the config
 run.json           versions, git commit, data fingerprint, classes, preprocessing, each continuation
+split.json         images of the splits that were drawn, where the source has no such splits
 metrics.jsonl/.csv, tensorboard/, curves.png, result.json
 checkpoints/
 traceback.txt      of an error that nobody foresaw

@@ -234,7 +234,7 @@ def _train(
                     resume.forget_unsaved(notes, checkpoints)
                 improved = selection.note(notes, record, config.early_stopping)
                 files.write(record)
-                files.draw()
+                files.draw(last=False)
                 display.epoch(record, improved)
                 display.print_all(advice(record, loaders))
             stopping = stop.requested()
@@ -250,6 +250,7 @@ def _train(
                 checkpoints.finish()
                 raise stop.stopped(step, spans.total)
             clock.restart(new_epoch=evaluating)
+        files.draw()
         with stopwatch.charge("save"):
             checkpoints.finish()
         display.stop()

@@ -78,6 +78,8 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.data.val_fraction = 0.1
     # The same for the test split, where the source has no splits at all.
     config.data.test_fraction = 0.1
+    # The split.json of a run, whose val and test are taken in place of drawing them.
+    config.data.split_file = ""
     # Of tfds: what it calls the splits, slices included ("train[:90%]"); "" = train, validation and
     # test.
     config.data.train_split = ""

@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import http.server
 import io
+import json
 import os
+import re
 import struct
 import sys
 import tarfile
@@ -17,8 +19,8 @@ from PIL import Image
 
 from classic_cnns.data import archives, create_dataset, folder
 from classic_cnns.data.archives import Archive, Download, Member
+from classic_cnns.data.drawing import stratified_split
 from classic_cnns.data.preprocess import decode_image
-from classic_cnns.data.splits import stratified_split
 from classic_cnns.errors import ConfigError, DataError
 
 
@@ -288,3 +290,70 @@ def test_parsing_of_the_official_formats():
     )
     np.testing.assert_array_equal(images.ravel(), raw)
     assert labels.tolist() == [3, 4]
+
+
+def photo_folder(directory, classes=3, count=12):
+    for c in range(classes):
+        (directory / f"c{c}").mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (c * 80, i * 20, 0)).save(directory / f"c{c}" / f"{i:02}.png")
+    return directory
+
+
+def names_of(split):
+    return {"/".join(name.split("/")[-2:]) for name in split.images.names}
+
+
+def test_a_drawn_split_is_listed_and_taken_again_though_images_were_added(tmp_path):
+    photos = photo_folder(tmp_path / "photos")
+    settings = {"dir": str(photos), "image_size": 8, "loader": "stream"}
+    first = create_dataset("folder", **settings)
+    assert set(first.drawn) == {"val", "test"}
+    for name, members in first.drawn.items():
+        assert set(members) == names_of(first.splits[name])
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(first.drawn))
+
+    for c in range(3):  # before all others in the alphabet
+        for i in range(6):
+            Image.new("RGB", (8, 8)).save(photos / f"c{c}" / f"!{i}.png")
+    drawn_anew = create_dataset("folder", **settings)
+    assert drawn_anew.drawn != first.drawn
+    again = create_dataset("folder", **settings, split_file=str(path))
+    assert again.drawn == first.drawn
+    assert len(again.train) == len(first.train) + 18
+    assert not names_of(again.train) & (names_of(again.val) | names_of(again.test))
+    assert f"as in {path}" in again.note
+
+
+def test_a_split_of_arrays_lists_positions(tmp_path):
+    first = create_dataset("fake")
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps(first.drawn))
+    other = create_dataset("fake", seed=5)
+    again = create_dataset("fake", seed=5, split_file=str(path))
+    assert other.drawn != first.drawn
+    assert again.fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "not an object"),
+        ('{"train": ["c0/00.png"]}', "not an object"),
+        ('{"val": []}', "val is no list of images"),
+        ('{"val": ["c0/00.png", 3]}', "other things than paths or positions"),
+        ('{"val": ["c0/00.png"], "test": ["c0/00.png"]}', "c0/00.png is in val and in test"),
+        ('{"val": ["c0/00.png", "c9/1.png", "x"]}', "not in the data: c9/1.png, x. Fix:"),
+        (json.dumps({"val": [f"c1/{i:02}.png" for i in range(12)]}), "nothing to train for c1"),
+        ("{", "split.json"),
+    ],
+)
+def test_a_split_file_that_does_not_fit_is_named(tmp_path, text, message):
+    photos = photo_folder(tmp_path / "photos")
+    path = tmp_path / "split.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match=re.escape(message)):
+        create_dataset(
+            "folder", dir=str(photos), image_size=8, loader="stream", split_file=str(path)
+        )

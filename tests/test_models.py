@@ -265,7 +265,13 @@ def test_auxiliary_classifiers_run_in_training_alone():
 
 
 @pytest.mark.parametrize(
-    "name", ["vgg11_bn", "googlenet", "resnet18", "resnet50", "resnet20_cifar"]
+    "name",
+    [
+        "vgg11_bn",
+        "resnet10",
+        "resnet20_cifar",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("googlenet", "resnet50")),
+    ],
 )
 def test_remat_changes_no_value(name):
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from PIL import Image
 from torch_files import write_state_dict
 
 import classic_cnns
@@ -18,7 +19,9 @@ from classic_cnns import cli
 from classic_cnns import train as train_lib
 from classic_cnns.data import download
 from classic_cnns.data.download import Download, fetch
+from classic_cnns.data.sources import fake
 from classic_cnns.errors import ConfigError, DataError
+from classic_cnns.loading import load_dataset
 from classic_cnns.models import create_model
 from classic_cnns.train_state import TrainState
 from classic_cnns.weights import export_weights, load_weights, pretrained, save_bundle
@@ -355,3 +358,23 @@ def test_weights_that_do_not_fit(published, still, tmp_path):
     with pytest.raises(DataError, match="no such file"):
         classic_cnns.train_and_evaluate(still, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_evaluated_on_its_own_split_though_images_were_added(config, tmp_path):
+    """Images that were trained on must not come into the test split of a grown folder."""
+    made = fake(16, count=120)["all"]
+    photos = tmp_path / "photos"
+    for i, (pixels, label) in enumerate(zip(made.images, made.labels, strict=True)):
+        (photos / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(photos / str(label) / f"{i:03}.png")
+    config.data.update(source="folder", dir=str(photos), image_size=16)
+    config.num_steps, config.schedule.warmup_steps = 4, 1
+    classic_cnns.train_and_evaluate(config, tmp_path / "run")
+    run = classic_cnns.load(tmp_path / "run")
+    before = load_dataset(tmp_path / "run", run)
+    for label in range(10):
+        Image.fromarray(made.images[label]).save(photos / str(label) / "!.png")
+    after = load_dataset(tmp_path / "run", run)
+    assert len(after.train) == len(before.train) + 10
+    for name in ("val", "test"):
+        np.testing.assert_array_equal(after.splits[name].images, before.splits[name].images)

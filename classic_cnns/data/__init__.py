@@ -12,6 +12,7 @@ import numpy as np
 from classic_cnns.data import cache as cache_lib
 from classic_cnns.data import folder, sources, tfds_source
 from classic_cnns.data.decode import resize_images
+from classic_cnns.data.drawing import draw_splits
 from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.data.splits import (
     Dataset,
@@ -19,7 +20,6 @@ from classic_cnns.data.splits import (
     Split,
     check_labels,
     fingerprint,
-    stratified_split,
 )
 from classic_cnns.errors import ConfigError, DataError, nearest
 
@@ -51,6 +51,7 @@ def create_dataset(
     val_fraction: float = 0.1,
     test_fraction: float = 0.1,
     splits: dict[str, str] | None = None,
+    split_file: str = "",
     seed: int = 0,
     loader: str = "auto",
     resident_gb: float = 4.0,
@@ -75,6 +76,8 @@ def create_dataset(
         test_fraction: the same for test, only where the source is not split at all.
         splits: of tfds: for "train", "val" and "test" what tfds calls them, slices included
             ("train[:90%]"); by default its own train, validation and test.
+        split_file: the split.json of a run, whose val and test are taken in place of drawing them;
+            images that it does not name are train.
         seed: of the split.
         loader: "resident" keeps decoded images in memory, "stream" decodes while training, "auto"
             does the first where they fit.
@@ -101,18 +104,15 @@ def create_dataset(
     given = sorted(found)
     note = "splits of the source"
     if "all" in found:
-        rest, test = stratified_split(found["all"].labels, test_fraction, seed, classes)
-        found = {"train": found["all"].subset(rest), "test": found["all"].subset(test)}
-        note = (
-            f"test ({test_fraction:.0%}) and val ({val_fraction:.0%}) "
-            f"drawn class by class with seed {seed}"
-        )
-    if "val" not in found:
-        rest, val = stratified_split(found["train"].labels, val_fraction, seed, classes)
-        train = found["train"]
-        found |= {"train": train.subset(rest), "val": train.subset(val)}
-        if given != ["all"]:
-            note = f"val is {val_fraction:.0%} of train, drawn class by class with seed {seed}"
+        how = f"test ({test_fraction:.0%}) and val ({val_fraction:.0%})"
+        note = f"{how} drawn class by class with seed {seed}"
+    elif "val" not in found:
+        note = f"val is {val_fraction:.0%} of train, drawn class by class with seed {seed}"
+    found, drawn = draw_splits(
+        found, {"test": test_fraction, "val": val_fraction}, seed, classes, split_file, dir
+    )
+    if split_file and drawn:
+        note = f"{' and '.join(drawn)} as in {split_file}"
     if "test" not in found:
         note += "; there is no test split, so results are those of val"
     check_labels(found, len(classes))
@@ -152,6 +152,7 @@ def create_dataset(
         fingerprint=fingerprint(found),
         note=note,
         warnings=warnings,
+        drawn=drawn,
     )
 
 

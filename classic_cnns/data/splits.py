@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,10 @@ class Dataset:
         classes: names, in the order of the labels.
         preprocess: what images go through, with the mean and deviation of their channels.
         fingerprint: SHA-256 over all pixels and labels in order, or over names and labels while the
-            images are encoded.
+            images are encoded: other pixels under an old name are not noticed then.
         note: how the splits came about, for people.
         warnings: what was passed over, for people.
+        drawn: members of each split that the source does not have, as in a `split_file`.
     """
 
     source: str
@@ -91,6 +92,7 @@ class Dataset:
     fingerprint: str
     note: str
     warnings: tuple[str, ...] = ()
+    drawn: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -107,38 +109,6 @@ class Dataset:
         """Those that exist, by name."""
         found = {"train": self.train, "val": self.val}
         return found | ({"test": self.test} if self.test else {})
-
-
-def stratified_split(
-    labels: np.ndarray, fraction: float, seed: int, classes: Sequence[str] = ()
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws `fraction` of every class (at least one image).
-
-    Args:
-        labels: (N,) integers.
-        fraction: between 0 and 1.
-        seed: decides which; the split is a function of the labels, the fraction and the seed.
-        classes: names for errors.
-
-    Returns:
-        Indices of the rest and of the part drawn, both rising.
-
-    Raises:
-        DataError: names the classes of which a single image is left.
-    """
-    present, counts = np.unique(labels, return_counts=True)
-    if (counts < 2).any():
-        single = [classes[i] if classes else str(i) for i in present[counts < 2]]
-        raise DataError(
-            f"too few images to split these classes: {', '.join(map(repr, single))}. Fix: at least "
-            "3 images of each, 2 where there is a test split"
-        )
-    drawn = np.zeros(len(labels), bool)
-    for label, count in zip(present, counts, strict=True):
-        members = np.flatnonzero(labels == label)
-        rng = np.random.Generator(np.random.Philox(key=[seed, label]))
-        drawn[rng.permutation(members)[: max(1, round(fraction * count))]] = True
-    return np.flatnonzero(~drawn), np.flatnonzero(drawn)
 
 
 def check_labels(splits: dict[str, Split], num_classes: int) -> None:
