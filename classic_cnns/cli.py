@@ -164,7 +164,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from classic_cnns import loading
+    from classic_cnns import loading, rundir
     from classic_cnns.data.loaders import create_loader
     from classic_cnns.evaluate import evaluate_run
     from classic_cnns.sharding import check_batch_size, create_mesh
@@ -177,7 +177,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     mesh = create_mesh()
     check_batch_size(args.batch_size, mesh)
     loader = create_loader(split, args.batch_size, seed=0, mesh=mesh, preprocess=dataset.preprocess)
-    result = evaluate_run(run, loader, dataset.num_classes)
+    flip = rundir.read_json(args.workdir / "config.json").get("test_time_flip") is True
+    result = evaluate_run(run, loader, dataset.num_classes, flip)
     print("RESULT " + json.dumps({"split": args.split, "images": len(split), **result}))
 
 

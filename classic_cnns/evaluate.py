@@ -21,18 +21,19 @@ from classic_cnns.train_state import TrainState
 
 
 def create_evaluate(
-    model: nn.Module, *, mean: Sequence[float], std: Sequence[float]
+    model: nn.Module, *, mean: Sequence[float], std: Sequence[float], flip: bool = False
 ) -> Callable[..., dict[str, Any] | None]:
     """A function of (state, loader, stop=None) that evaluates a whole split; compiled once per
     shape.
 
     It returns {"loss", "accuracy", "accuracy_top5", "balanced_accuracy"} and "recall", a list with
     that of each class; every image counts once, whatever the batch size. `stop`, a function, is
-    called before each batch; when it is true, the result is None.
+    called before each batch; when it is true, the result is None. For `flip` see `eval_step`.
     """
 
     def one(state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
-        return eval_step(state, fetch(data, item), model=model, mean=mean, std=std)
+        batch = fetch(data, item)
+        return eval_step(state, batch, model=model, mean=mean, std=std, flip=flip)
 
     def add(sums: EvalMetrics, state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
         return sums.merge(one(state, data, item))
@@ -61,7 +62,9 @@ def create_evaluate(
     return evaluate
 
 
-def evaluate_run(run: LoadedRun, loader: Loader, num_classes: int) -> dict[str, Any]:
+def evaluate_run(
+    run: LoadedRun, loader: Loader, num_classes: int, flip: bool = False
+) -> dict[str, Any]:
     """What `create_evaluate` says of a loaded run on a split, with the run's mean and deviation.
 
     Raises:
@@ -78,6 +81,7 @@ def evaluate_run(run: LoadedRun, loader: Loader, num_classes: int) -> dict[str, 
         batch_stats=run.variables["batch_stats"],
         opt_state=(),
     )
-    values = create_evaluate(run.model, mean=preprocess.mean, std=preprocess.std)(state, loader)
+    evaluate = create_evaluate(run.model, mean=preprocess.mean, std=preprocess.std, flip=flip)
+    values = evaluate(state, loader)
     assert values is not None
     return values

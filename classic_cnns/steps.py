@@ -169,10 +169,18 @@ def eval_step(
     model: nn.Module,
     mean: Sequence[float],
     std: Sequence[float],
+    flip: bool = False,
 ) -> EvalMetrics:
-    """Sums over one batch; "mask" (N,) is 0 for padding and 1 otherwise."""
-    logits = model.apply(state.variables, normalize(batch["image"], mean, std), train=False)
+    """Sums over one batch; "mask" (N,) is 0 for padding and 1 otherwise.
+
+    With `flip`, logits are the mean of those of each image and of its mirror image.
+    """
+    images = normalize(batch["image"], mean, std)
+    logits = model.apply(state.variables, images, train=False)
     assert isinstance(logits, jax.Array)
+    if flip:
+        mirrored = model.apply(state.variables, images[:, :, ::-1], train=False)
+        logits = (logits + mirrored) / 2  # type: ignore[operator]
     return EvalMetrics.single_from_model_output(
         loss=cross_entropy(logits, batch["label"]),
         logits=logits,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -49,6 +50,21 @@ def bind_step(
     )
 
 
+def from_images(model: nn.Module, dataset: Dataset, most: int = 5000) -> dict[Any, np.ndarray]:
+    """Variables by path that follow from the training images, of the networks that have such."""
+    if not hasattr(model, "from_images"):
+        return {}
+    images, preprocess = dataset.train.images, dataset.preprocess
+    chosen = np.arange(len(dataset.train))[:: max(1, len(dataset.train) // most)]
+    if dataset.train.encoded:
+        some = images[chosen]
+        images = np.stack([preprocess(some.read(name)) for name in some.names])
+    else:
+        images = images[chosen]
+    mean, std = (np.asarray(v, np.float32) for v in (preprocess.mean, preprocess.std))
+    return model.from_images((images.astype(np.float32) / 255 - mean) / std)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """Data, network, augmentation and loss of a config; nothing is written anywhere."""
@@ -70,6 +86,7 @@ class Task:
         """The state that a training starts from; with the config's seed by default."""
         shape = self.dataset.image_shape
         given, _ = adopt(self.start, abstract_train_state(self.model, tx, shape))
+        given = given or from_images(self.model, self.dataset)
         seed = self.config.seed if seed is None else seed
         return create_train_state(self.model, tx, shape, seed=seed, mesh=self.mesh, given=given)
 

@@ -27,7 +27,7 @@ from classic_cnns.metrics import EpochSums
 from classic_cnns.progress import decoding_bar
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
 from classic_cnns.steps import Progress, fetch, train_on
-from classic_cnns.task import bind_step
+from classic_cnns.task import bind_step, from_images
 from classic_cnns.timing import Clock, Stopwatch, summarize
 from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
 from classic_cnns.watch import first_batch
@@ -106,6 +106,7 @@ def _train(
         "progress": jax.eval_shape(Progress.empty),
     }
     given, report = adopt(start, abstract["state"])
+    given = given or from_images(model, dataset)
 
     # ---- the run directory
     if workdir is None:
@@ -148,7 +149,7 @@ def _train(
         # ---- compiled functions and loaders
         one_step = bind_step(config, dataset, model, tx, augment, loss, config.ema_decay)
         train = jax.jit(functools.partial(train_on, step=one_step), donate_argnums=(0, 1))
-        evaluate = create_evaluate(model, mean=mean, std=std)
+        evaluate = create_evaluate(model, mean=mean, std=std, flip=config.test_time_flip)
         loaders = config_lib.loaders_from(config, dataset, mesh)
 
         # ---- loop

@@ -200,6 +200,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.early_stopping.mode = "max"
     config.early_stopping.min_delta = 0.0
 
+    # Validation and test take the mean of the logits of each image and its mirror image.
+    config.test_time_flip = False
+
     # Steps between two records of the training loss.
     config.log_every_steps = 50
     # Validation, each time with a checkpoint.

@@ -28,6 +28,7 @@ TRUNKS = {
     "lenet5_1998": ((1, 28, 6), (1, 14, 6), (1, 10, 16), (1, 5, 16)),
     "alexnet": ((1, 55, 64), (1, 27, 192), (1, 13, 384), (2, 13, 256)),
     "alexnet2012": ((1, 55, 96), (1, 27, 256), (2, 13, 384), (1, 13, 256)),
+    "airbench94": ((1, 31, 64), (1, 15, 64), (1, 15, 256), (2, 7, 256), (1, 3, 256)),
     "googlenet": INCEPTION,
     "googlenet2014": INCEPTION,
 }
@@ -52,7 +53,7 @@ def test_every_model_has_a_golden():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_shapes_along_the_trunk(name):
-    small = name.startswith("lenet") or name.endswith("_cifar")
+    small = name.startswith(("lenet", "airbench")) or name.endswith("_cifar")
     shape = (32, 32, 1 if name.startswith("lenet") else 3) if small else (224, 224, 3)
     maps = [
         layer.output

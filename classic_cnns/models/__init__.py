@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from classic_cnns.errors import ConfigError, nearest
-from classic_cnns.models import alexnet, googlenet, lenet, resnet, vgg
+from classic_cnns.models import airbench, alexnet, googlenet, lenet, resnet, vgg
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet.lenet5,
@@ -40,6 +40,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet44_cifar": resnet.resnet44_cifar,
     "resnet56_cifar": resnet.resnet56_cifar,
     "resnet110_cifar": resnet.resnet110_cifar,
+    "airbench94": airbench.airbench94,
 }
 
 # The names of the script this library grew out of.
