@@ -26,15 +26,15 @@ def main():
     loader = ResidentLoader(split, 128, seed=0, mesh=create_mesh())
     count = jax.jit(lambda total, index: total + 1, donate_argnums=0)
     display, clock = Display(STEPS, "plain"), Clock(128)
-    fixed = loader.train_indices(0)
+    fixed = loader.train(0)
     loop, bare = [], []
     for _ in range(7):
         total = jax.numpy.zeros(())
         start = time.perf_counter()
         for step in range(STEPS):
             stop = min(next_event(step, every) for every in (390.625, 390.625, 50))
-            with clock.waiting():
-                index = loader.train_indices(step, 1)
+            with clock.waiting(total):
+                index = loader.train(step, 1)
             with jax.transfer_guard("disallow"):
                 total = count(total, index)
             clock.count(1, total)

@@ -95,11 +95,15 @@ class Clock:
         self._images, self._seconds, self._wait = 0, 0.0, 0.0
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around the fetching of input."""
+    def waiting(self, result: Any) -> Iterator[None]:
+        """Around the fetching of input; `result` is that of the step dispatched before.
+
+        Steps are dispatched ahead of the device. While it still computes, nobody waits.
+        """
         start = time.perf_counter()
         yield
-        self._wait += time.perf_counter() - start
+        if all(leaf.is_ready() for leaf in jax.tree.leaves(result)):
+            self._wait += time.perf_counter() - start
 
     def count(self, steps: int, result: Any) -> None:
         """After `steps` more were dispatched; the first call waits for their result and starts the
@@ -113,7 +117,9 @@ class Clock:
             self.restart(new_epoch=True)
 
     def read(self) -> dict[str, float]:
-        """Images per second, and the share of time spent on input, since the epoch began."""
+        """Images per second, and the largest share of time that the device may have waited for
+        input, since the epoch began.
+        """
         if not self._images:
             return {}
         return {

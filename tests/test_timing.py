@@ -1,0 +1,30 @@
+"""What counts as waiting for input."""
+
+import time
+
+import jax.numpy as jnp
+import pytest
+
+from classic_cnns.timing import Clock
+
+
+class Running:
+    """The result of a step that is still being computed."""
+
+    def is_ready(self):
+        return False
+
+
+@pytest.mark.parametrize("running", [False, True])
+def test_only_an_idle_device_waits_for_input(running):
+    clock = Clock(10)
+    clock.count(1, jnp.zeros(()))  # compiled
+    last = {"done": jnp.zeros(()).block_until_ready(), "other": Running() if running else None}
+    for _ in range(3):
+        with clock.waiting(last):
+            time.sleep(0.02)
+        time.sleep(0.02)
+        clock.count(1, None)
+    clock.pause()
+    wait = clock.read()["input_wait"]
+    assert wait == 0 if running else 0.3 < wait < 0.7
