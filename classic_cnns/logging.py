@@ -78,15 +78,15 @@ class MetricFiles:
         with self._trying("tensorboard"):
             self._events.write(record)
 
-    def draw(self, *, last: bool = True) -> None:
+    def draw(self, *, always: bool = True) -> None:
         """Rewrites metrics.csv (one row an evaluation) and curves.png.
 
         Args:
-            last: False passes over this time where drawing would take more than a twentieth of the
-                run.
+            always: False passes over this time where drawing would take more than a twentieth of
+                the run.
         """
         began = time.monotonic()
-        if not last and began < self._next_drawing:
+        if not always and began < self._next_drawing:
             return
         rows = [r for r in self.records if "eval_loss" in r]
         if rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from classic_cnns import config as config_lib
 from classic_cnns import rules
 from classic_cnns.data import Dataset
 from classic_cnns.data.augment import Augment
+from classic_cnns.errors import DataError
 from classic_cnns.losses import Loss
 from classic_cnns.sharding import check_batch_size, create_mesh
 from classic_cnns.steps import train_step
@@ -50,15 +52,28 @@ def bind_step(
     )
 
 
-def from_images(model: nn.Module, dataset: Dataset, most: int = 5000) -> dict[Any, np.ndarray]:
-    """Variables by path that follow from the training images, of the networks that have such."""
+def from_images(model: nn.Module, dataset: Dataset) -> dict[Any, np.ndarray]:
+    """Variables by path that follow from the training images, of the networks that have such.
+
+    About five million pixels are looked at. Files that cannot be decoded are passed over: the
+    loaders say what is to become of them.
+    """
     if not hasattr(model, "from_images"):
         return {}
     images, preprocess = dataset.train.images, dataset.preprocess
+    height, width, _ = dataset.image_shape
+    most = max(16, 5000 * 32**2 // (height * width))
     chosen = np.arange(len(dataset.train))[:: max(1, len(dataset.train) // most)]
     if dataset.train.encoded:
-        some = images[chosen]
-        images = np.stack([preprocess(some.read(name)) for name in some.names])
+        decoded = []
+        for name in images[chosen].names:
+            with contextlib.suppress(ValueError, OSError):
+                decoded.append(preprocess(images.read(name)))
+        if not decoded:
+            raise DataError(
+                f"none of {len(chosen)} images can be decoded. Fix: classic-cnns check-data"
+            )
+        images = np.stack(decoded)
     else:
         images = images[chosen]
     mean, std = (np.asarray(v, np.float32) for v in (preprocess.mean, preprocess.std))

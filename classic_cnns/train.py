@@ -106,7 +106,6 @@ def _train(
         "progress": jax.eval_shape(Progress.empty),
     }
     given, report = adopt(start, abstract["state"])
-    given = given or from_images(model, dataset)
 
     # ---- the run directory
     if workdir is None:
@@ -131,6 +130,7 @@ def _train(
         restored = checkpoints.restore_newest(abstract)
         if restored is None:
             step, notes = 0, resume.Notes()
+            given = given or from_images(model, dataset)
             state = create_train_state(
                 model, tx, dataset.image_shape, seed=config.seed, mesh=mesh, given=given, ema=ema
             )
@@ -235,7 +235,7 @@ def _train(
                     resume.forget_unsaved(notes, checkpoints)
                 improved = selection.note(notes, record, config.early_stopping)
                 files.write(record)
-                files.draw(last=False)
+                files.draw(always=False)
                 display.epoch(record, improved)
                 display.print_all(advice(record, loaders))
             stopping = stop.requested()

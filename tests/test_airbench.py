@@ -88,6 +88,15 @@ def test_encoded_images_give_the_filters_of_decoded_ones(tmp_path):
         kernels += from_images(task.model, task.dataset).values()
     np.testing.assert_allclose(*kernels, rtol=1e-4, atol=1e-4)
 
+    for path in (tmp_path / "a").iterdir():
+        path.write_bytes(b"no image")  # passed over: the loader names it, or skips it
+    task = task_from(
+        small_config(source="folder", dir=str(tmp_path), image_size=16, loader="stream")
+    )
+    (kernel,) = from_images(task.model, task.dataset).values()
+    assert np.isfinite(kernel).all()
+    assert not np.allclose(kernel, kernels[0])
+
 
 def test_mirrored_logits_are_averaged():
     model = create_model("airbench94")

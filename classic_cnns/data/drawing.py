@@ -36,8 +36,7 @@ def draw_splits(
         DataError: the file does not fit the images, or a class has too few.
     """
     base = "all" if "all" in found else "train"
-    wanted = [name for name in fractions if base == "all" or name == "val"]
-    wanted = [name for name in wanted if name not in found]
+    wanted = [n for n in fractions if n not in found and (n == "val" or base == "all")]
     if not wanted:
         return found, {}
     path = Path(split_file).expanduser()
