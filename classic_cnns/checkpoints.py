@@ -14,12 +14,14 @@ in place; hence the manifest, the renames and the order of deletion.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import errno
+import logging
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +214,7 @@ class Checkpoints(SavedCheckpoints):
             temporary.mkdir()
             context = ocp.Context()
             context.memory.deepcopy_host_arrays = False  # it returns when all is written
-            with context:
+            with context, _own_reports_only():
                 ocp.save(temporary / "state", tree)
             names = sorted(manifest_lib.list_files(temporary))
             manifest = {
@@ -252,6 +254,21 @@ class Checkpoints(SavedCheckpoints):
             shutil.rmtree(temporary, ignore_errors=True)
         if self.on_saved:
             self.on_saved()
+
+
+@contextlib.contextmanager
+def _own_reports_only() -> Iterator[None]:
+    """Without the tracebacks orbax logs of errors that it raises as well."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not (record.exc_info and "orbax" in record.pathname)
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def _is_full(error: Exception) -> bool:

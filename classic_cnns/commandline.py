@@ -177,6 +177,7 @@ def train(argv: list[str], values: Any) -> None:
         if values.debug:
             raise
         fail(error)
+    leave(0)
 
 
 def _make_deterministic() -> None:

@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from classic_cnns.errors import ClassicCNNsError, WorkdirError
+from classic_cnns.errors import ClassicCNNsError, WorkdirError, gone
 from classic_cnns.manifest import LARGEST, sync
 
 DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true"  # in XLA_FLAGS before JAX starts
@@ -136,16 +136,27 @@ def _is_deep(value: Any, levels: int = 50) -> bool:
 def reporting(workdir: Path) -> Iterator[None]:
     """Tells an error which run it ended, as `error.workdir`; an unexpected one leaves its traceback
     in traceback.txt.
+
+    Raises:
+        WorkdirError: a file of the run could not be written.
     """
     try:
         yield
     except Exception as error:
         error.workdir = workdir  # type: ignore[attr-defined]
-        if not isinstance(error, ClassicCNNsError):
-            with contextlib.suppress(OSError):
-                (workdir / "traceback.txt").write_text(
-                    traceback.format_exc(), errors="backslashreplace"
-                )
+        if isinstance(error, ClassicCNNsError):
+            raise
+        if isinstance(error, OSError) and Path(str(error.filename)).is_relative_to(workdir):
+            if not workdir.is_dir():
+                raise gone(workdir) from error
+            raise WorkdirError(
+                f"{error.filename}: {error.strerror}. Fix: the disk; the same command goes on from "
+                "the last checkpoint"
+            ) from error
+        with contextlib.suppress(OSError):
+            (workdir / "traceback.txt").write_text(
+                traceback.format_exc(), errors="backslashreplace"
+            )
         raise
 
 

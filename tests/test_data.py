@@ -323,7 +323,22 @@ def test_a_drawn_split_is_listed_and_taken_again_though_images_were_added(tmp_pa
     assert again.drawn == first.drawn
     assert len(again.train) == len(first.train) + 18
     assert not names_of(again.train) & (names_of(again.val) | names_of(again.test))
-    assert f"as in {path}" in again.note
+    assert f"test and val as in {path}" in again.note
+
+    path.write_text(json.dumps({"val": first.drawn["val"]}))
+    half = create_dataset("folder", **settings, split_file=str(path))
+    assert half.drawn["val"] == first.drawn["val"]
+    assert f"test (10%) drawn class by class with seed 0; val as in {path}" in half.note
+
+
+def test_a_split_file_that_is_not_needed_is_mentioned(tmp_path):
+    for name in ("train", "test"):
+        photo_folder(tmp_path / "photos" / name)
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"val": ["train/c0/00.png", "train/c1/00.png"], "test": ["x"]}))
+    data = create_dataset("folder", dir=str(tmp_path / "photos"), split_file=str(path))
+    assert len(data.val) == 2
+    assert f"test of {path} not used, as the source has its own" in data.note
 
 
 def test_a_split_of_arrays_lists_positions(tmp_path):

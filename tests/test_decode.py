@@ -167,6 +167,10 @@ def test_reasons(tmp_path, monkeypatch):
     assert reason(b"<html>404</html>") == "not an image of a supported format"
     assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").startswith("not an image")
     assert reason(b"\xff\xd8\xff\xe0 and no more") == "Truncated File Read"
+    webp = io.BytesIO()
+    photo(11, 10).save(webp, "webp")
+    monkeypatch.setattr(decode, "MAX_WEBP_PIXELS", 109)
+    assert reason(webp.getvalue()) == "10×11 pixels, more than 109"
     monkeypatch.setattr(decode, "MAX_PIXELS", 100)
     assert reason(jpeg(photo(11, 10))) == "10×11 pixels, more than 100"
     monkeypatch.setattr(decode, "MAX_BYTES", 100)

@@ -28,7 +28,8 @@ def test_the_page_is_the_file_and_the_curves_are_there():
 def test_band():
     row = {"accuracy": [0.90, 0.92, 0.94]}
     assert results.band(row) == pytest.approx((0.86, 0.98))
-    assert results.band({"accuracy": [0.9]}) == pytest.approx((0.898, 0.902))
+    assert results.band({"accuracy": [0.9, 0.9]}) == pytest.approx((0.898, 0.902))
+    assert results.band({"accuracy": [0.9]}) == pytest.approx((0.885, 0.915))
     assert "92.00 ± 2.00 %" in results.page(
         {
             "a": row

@@ -231,3 +231,18 @@ def test_durations(config):
 def test_records_cut_by_a_kill_are_left_out(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
     assert read_records(tmp_path / "metrics.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+def test_a_file_of_the_run_that_cannot_be_written_is_named(tmp_path):
+    from classic_cnns import rundir
+
+    (tmp_path / "run.json").mkdir()
+    with (
+        pytest.raises(WorkdirError, match=r"run\.json.*: Is a directory\. Fix: the disk"),
+        rundir.reporting(tmp_path),
+    ):
+        rundir.write_json(tmp_path / "run.json", {})
+    assert not (tmp_path / "traceback.txt").exists()
+    with pytest.raises(OSError, match="elsewhere"), rundir.reporting(tmp_path):
+        (tmp_path.parent / "elsewhere" / "file").write_text("")
+    assert "elsewhere" in (tmp_path / "traceback.txt").read_text()

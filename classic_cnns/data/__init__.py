@@ -102,17 +102,9 @@ def create_dataset(
         image_size, resize = preprocess.image_shape[0], preprocess.mode
     found, classes, statistics, size, channels = _open(source, dir, image_size, splits)
     given = sorted(found)
-    note = "splits of the source"
-    if "all" in found:
-        how = f"test ({test_fraction:.0%}) and val ({val_fraction:.0%})"
-        note = f"{how} drawn class by class with seed {seed}"
-    elif "val" not in found:
-        note = f"val is {val_fraction:.0%} of train, drawn class by class with seed {seed}"
-    found, drawn = draw_splits(
+    found, drawn, note = draw_splits(
         found, {"test": test_fraction, "val": val_fraction}, seed, classes, split_file, dir
     )
-    if split_file and drawn:
-        note = f"{' and '.join(drawn)} as in {split_file}"
     if "test" not in found:
         note += "; there is no test split, so results are those of val"
     check_labels(found, len(classes))

@@ -27,6 +27,7 @@ from PIL import Image, _imaging
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 80_000_000
+MAX_WEBP_PIXELS = 40_000_000  # at 16 bytes each in Pillow's reader, where others take 4 to 8
 MAX_BYTES = 200_000_000
 LARGE = 16_000_000  # pixels; see `ImageFile.in_turn`
 LATE = re.compile(rb"eXIf|XML:com\.adobe\.xmp|Raw profile type ")  # may come after PNG's pixels
@@ -54,8 +55,9 @@ class ImageFile:
                 self._jpeg_header()
             if not self.fast:
                 self._pillow_header()
-        if self.height * self.width > MAX_PIXELS:
-            raise ValueError(f"{self.width}×{self.height} pixels, more than {MAX_PIXELS:,}")
+        limit = MAX_WEBP_PIXELS if self.kind()[0] == "WEBP" else MAX_PIXELS
+        if self.height * self.width > limit:
+            raise ValueError(f"{self.width}×{self.height} pixels, more than {limit:,}")
         if self.turn >= 5:
             self.height, self.width = self.width, self.height
 

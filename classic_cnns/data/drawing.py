@@ -21,8 +21,9 @@ def draw_splits(
     classes: tuple[str, ...],
     split_file: str,
     dir: str,
-) -> tuple[dict[str, Split], dict[str, list[Any]]]:
-    """The splits with those drawn that the source lacks, and the members of these.
+) -> tuple[dict[str, Split], dict[str, list[Any]], str]:
+    """The splits with those drawn that the source lacks, the members of these, and where all of
+    them come from, in words.
 
     Args:
         found: splits of a source; "all" where it has none.
@@ -37,10 +38,11 @@ def draw_splits(
     """
     base = "all" if "all" in found else "train"
     wanted = [n for n in fractions if n not in found and (n == "val" or base == "all")]
-    if not wanted:
-        return found, {}
     path = Path(split_file).expanduser()
     listed = read_split(path) if split_file else {}
+    note = _note(wanted, fractions, seed, listed, split_file)
+    if not wanted:
+        return found, {}, note
     root = Path(dir).expanduser()
     members = Members(found[base], root if root.is_dir() else root.parent)
     left, drawn = np.arange(len(found[base])), {}
@@ -59,7 +61,26 @@ def draw_splits(
     rest = {name: split for name, split in found.items() if name != base}
     parts = {name: found[base].subset(part) for name, part in drawn.items()}
     listing = {name: members.of(part) for name, part in drawn.items()}
-    return {"train": found[base].subset(left), **rest, **parts}, listing
+    return {"train": found[base].subset(left), **rest, **parts}, listing, note
+
+
+def _note(
+    wanted: list[str],
+    fractions: dict[str, float],
+    seed: int,
+    listed: dict[str, list[Any]],
+    split_file: str,
+) -> str:
+    by_chance = [f"{name} ({fractions[name]:.0%})" for name in wanted if name not in listed]
+    by_file = [name for name in wanted if name in listed]
+    unused = [name for name in listed if name not in wanted]
+    ways = {
+        f" drawn class by class with seed {seed}": by_chance,
+        f" as in {split_file}": by_file,
+        f" of {split_file} not used, as the source has its own": unused,
+    }
+    parts = [" and ".join(names) + how for how, names in ways.items() if names]
+    return "; ".join(parts if wanted else ["splits of the source", *parts])
 
 
 def stratified_split(

@@ -54,6 +54,7 @@ class Fault:
         number: 1 = the first such change.
         action: "KILL", or the name of an errno such as "ENOSPC", which the change then fails with.
         times: that it fails, from then on.
+        mark: a file that is made when it happens, for a process that cannot see `seen`.
 
     Attributes:
         seen: changes so far.
@@ -63,6 +64,7 @@ class Fault:
     number: int = 1
     action: str = "KILL"
     times: int = 1
+    mark: Path | None = None
     seen: int = 0
 
     def install(self) -> None:
@@ -83,6 +85,8 @@ class Fault:
         self.seen += 1
         if not self.number <= self.seen < self.number + self.times:
             return
+        if self.mark:
+            self.mark.touch()
         if self.action == "KILL":
             os.kill(os.getpid(), signal.SIGKILL)
         code = getattr(errno, self.action)

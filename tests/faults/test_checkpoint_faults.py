@@ -186,7 +186,7 @@ def save_30_and_40(directory, fault):
     os._exit(code)  # orbax holds a process whose save has failed for five minutes
 
 
-@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("action", ["ENOSPC", "EIO", "EACCES"])
 def test_case08_an_error_at_each_write_leaves_what_was_there(
     lab, template, tmp_path, action, every

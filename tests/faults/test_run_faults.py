@@ -230,18 +230,23 @@ def test_case08_an_error_at_each_write_of_a_run(lab, whole, tmp_path, action):
     while True:
         run = tmp_path / str(number) / "run"
         run.parent.mkdir()
-        code, output = lab.run(run, before=Fault(f"{run}*", number, action).install)
+        mark = run.parent / "happened"
+        code, output = lab.run(run, before=Fault(f"{run}*", number, action, mark=mark).install)
         assert code in (0, 4), output
         assert "Traceback" not in output
         seen += "ERROR" in output or "WARNING" in output
-        if code == 0 and "ERROR" not in output and "WARNING" not in output:
+        if not mark.exists():  # there are no more writes than that
+            assert code == 0, output
             break
         if code == 4:
             assert output.count("ERROR") == 1
             assert "Fix: " in output.split("ERROR")[1]
             code, output = lab.run(run)
             assert code == 0, output
-        assert outcome(run) == whole
+        ended, expected = outcome(run), dict(whole)
+        if "WARNING checkpoint" in output:  # then the test may be that of the best one there is
+            del ended["result"], expected["result"]
+        assert ended == expected
         shutil.rmtree(run.parent)
         number += 4
     assert seen > 10, SMALL
