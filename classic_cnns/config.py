@@ -20,6 +20,7 @@ from classic_cnns.data.loaders import Loader, create_loader
 from classic_cnns.errors import ConfigError, nearest
 from classic_cnns.losses import Loss, class_weights, create_loss, logit_adjustment
 from classic_cnns.models import create_model
+from classic_cnns.numbers import Numbers, peak_rate
 from classic_cnns.optimizers import create_optimizer, lookahead
 from classic_cnns.schedules import create_schedule, scale_by_plateau
 
@@ -166,13 +167,17 @@ def loaders_from(config: ConfigDict, dataset: Dataset, mesh: Mesh) -> dict[str, 
     }
 
 
-def augment_from(config: ConfigDict, dataset: Dataset) -> Augment:
-    """The augmentation of `config.augment`, but for crops that the host makes while it decodes."""
+def augment_from(config: ConfigDict, dataset: Dataset, seed: Any = None) -> Augment:
+    """The augmentation of `config.augment`, but for crops that the host makes while it decodes.
+
+    The seed is that of the config if none is given.
+    """
     fields = config.augment.to_dict()
     if dataset.train.encoded:
         create_augment(**fields)  # checks them all
         fields["random_resized_crop"] = ()
-    return create_augment(seed=config.seed, size=dataset.image_shape[0], **fields)
+    seed = config.seed if seed is None else seed
+    return create_augment(seed=seed, size=dataset.image_shape[0], **fields)
 
 
 def model_from(
@@ -215,29 +220,25 @@ def model_from(
     return model
 
 
-def peak_rate(config: ConfigDict) -> float:
-    """The learning rate of `config.optimizer`, for its batch size where it is given per images."""
-    optimizer = config.optimizer
-    if optimizer.learning_rate_per < 0:
-        raise ConfigError(
-            f"optimizer.learning_rate_per is {optimizer.learning_rate_per}. Fix: a number of "
-            "images, or 0"
-        )
-    per = optimizer.learning_rate_per
-    return optimizer.learning_rate * (config.batch_size / per if per else 1.0)
-
-
 def optimizer_from(
     config: ConfigDict,
     spans: Durations,
     rate_scale: float = 1.0,
     schedule: optax.Schedule | None = None,
+    numbers: Numbers | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser and the schedule that it follows, times `rate_scale`; or a given schedule."""
+    """The optimiser and the schedule that it follows.
+
+    Args:
+        config, spans: of the training.
+        rate_scale: factor of the learning rate.
+        schedule: in place of that of the config.
+        numbers: within a compiled step, its argument; they replace the config's and `rate_scale`.
+    """
     settings: dict[str, Any] = config.schedule.to_dict()
     for key in ("warmup_epochs", "warmup_steps", "patience"):
         del settings[key]
-    rate = peak_rate(config) * rate_scale
+    rate = numbers.learning_rate if numbers else peak_rate(config) * rate_scale
     schedule = schedule or create_schedule(
         learning_rate=rate, total_steps=spans.total, warmup_steps=spans.warmup, **settings
     )
@@ -246,6 +247,8 @@ def optimizer_from(
         "lookahead_rate", "options",
     )  # fmt: skip
     options = {k: v for k, v in config.optimizer.items() if k not in own}
+    if numbers and config.optimizer.weight_decay:  # none at all is another program
+        options["weight_decay"] = numbers.weight_decay
     tx = create_optimizer(config.optimizer.name, schedule, **options, **config.optimizer.options)
     if config.schedule.name == "plateau":
         tx = optax.chain(tx, scale_by_plateau())

@@ -21,7 +21,9 @@ OPTIMIZERS = (
     "lion", "madgrad", "muon", "nadam", "nadamw", "novograd", "optimistic_adam_v2", "prodigy",
     "radam", "rmsprop", "rprop", "sgd", "sign_sgd", "signum", "simplified_ademamix", "sm3", "yogi",
 )  # fmt: skip
+WITHOUT_SCHEDULE = ("rprop", "sm3")  # in optax: they take numbers alone
 OWN_RATE = ("cocob", "dadapt_adamw", "prodigy")
+_DEFAULT = "weight_decay"  # marks parameters whose decay no rule says
 
 # Constants that differ between frameworks, read from their sources. ε is always added to the
 # corrected √v̂.
@@ -48,7 +50,7 @@ def create_optimizer(
     name: str,
     schedule: optax.Schedule | float,
     *,
-    weight_decay: float = 0.0,
+    weight_decay: float | jax.Array = 0.0,
     clip_norm: float = 0.0,
     clip_value: float = 0.0,
     agc: float = 0.0,
@@ -62,12 +64,13 @@ def create_optimizer(
 
     Weight decay is decoupled where the optimiser has its own (adamw, lamb, lion, …); otherwise it
     is added to the gradient before anything else, as PyTorch's SGD does. It spares biases and
-    norms, see `decay_mask`.
+    norms, see `decay_mask`. Those of `WITHOUT_SCHEDULE` are made with a rate of 1, and the learning
+    rate multiplies their updates; for rprop, also the bounds of its steps.
 
     Args:
         name: one of `OPTIMIZERS`.
         schedule: learning rate, or a function of the step.
-        weight_decay: coefficient, 0 for none.
+        weight_decay: coefficient, 0 for none; within a compiled function perhaps an argument of it.
         clip_norm: largest global norm of the gradient, 0 for no limit.
         clip_value: largest absolute value of a gradient, 0 for no limit.
         agc: largest ratio of the norms of gradient and weights, unit by unit (adaptive gradient
@@ -90,12 +93,17 @@ def create_optimizer(
             f'unknown optimizer.defaults "{defaults}". Fix: {nearest(defaults, DEFAULTS)}'
         )
     limits = {"clip_norm": clip_norm, "clip_value": clip_value, "agc": agc}
-    wrong = [f"{k} is {v}" for k, v in {"weight_decay": weight_decay, **limits}.items() if v < 0]
+    if not isinstance(weight_decay, jax.Array):
+        limits["weight_decay"] = weight_decay
+    wrong = [f"{k} is {v}" for k, v in limits.items() if v < 0]
     if wrong:
         raise ConfigError(f"optimizer: {', '.join(wrong)}. Fix: use 0 or more")
     rules_lib.check(rules)
     make = getattr(optax, name, None) or getattr(optax.contrib, name)
     accepted = inspect.signature(make).parameters
+    after = []
+    if name in WITHOUT_SCHEDULE and callable(schedule):
+        after, schedule = [optax.scale_by_schedule(schedule)], 1.0
     wrong = [f'"{k}" ({nearest(k, accepted)})' for k in options if k not in accepted]
     if wrong:
         raise ConfigError(f"optimizer.options of {name}: no {', '.join(wrong)}")
@@ -109,41 +117,38 @@ def create_optimizer(
     parts = [optax.adaptive_grad_clip(agc)] if agc else []
     parts += [optax.clip(clip_value)] if clip_value else []
     parts += [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-    values = {s["weight_decay"] for _, s in rules if "weight_decay" in s} | {weight_decay}
+    amounts = {_DEFAULT: weight_decay}
+    amounts |= {str(s["weight_decay"]): s["weight_decay"] for _, s in rules if "weight_decay" in s}
+    amounts = {k: v for k, v in amounts.items() if isinstance(v, jax.Array) or v}
     decay = rules_lib.setting(
         rules,
         "weight_decay",
-        lambda p: jax.tree.map(lambda kernel: weight_decay * kernel, decay_mask(p)),
+        lambda p: jax.tree.map(lambda kernel: _DEFAULT if kernel else 0.0, decay_mask(p)),
     )
+    # Of each parameter, its key in amounts, or "" for none.
+    labels = lambda p: jax.tree.map(lambda d: str(d) if str(d) in amounts else "", decay(p))  # noqa: E731
     field = next((f for f in ("weight_decay", "weight_decay_rate") if f in accepted), None)
     mask = next((m for m in ("mask", "weight_decay_mask") if m in accepted), None)
     if field is None:
-        if any(values):
-            parts.append(_add_decay(decay))
+        if amounts:
+            parts.append(_add_decay(labels, amounts))
         parts.append(make(schedule, **settings))
     else:
-        if len(values) > 1 and mask is None:
+        chosen = any("weight_decay" in s for _, s in rules)
+        if chosen and mask is None:
             raise ConfigError(f"{name} has one weight decay. Fix: no weight_decay in the rules")
-        none = None if name == "adafactor" else 0.0
-        own = {
-            str(float(value)): make(
-                schedule,
-                **{field: value or none},
-                **({mask: lambda p: jax.tree.map(bool, decay(p))} if mask else {}),
-                **settings,
-            )
-            for value in sorted(values)
-        }
-        labels = lambda p: jax.tree.map(lambda d: str(float(d)), decay(p))  # noqa: E731
-        plain = own[str(float(weight_decay))]
-        if len(own) > 1:
-            own.setdefault("0.0", make(schedule, **{field: none}, **settings))
-        parts.append(optax.partition(own, labels) if len(own) > 1 else plain)
+        masking = {mask: lambda p: jax.tree.map(bool, labels(p))} if mask else {}
+        none = {field: None if name == "adafactor" else 0.0}
+        own = {k: make(schedule, **{field: v}, **masking, **settings) for k, v in amounts.items()}
+        own[""] = make(schedule, **none, **settings)
+        plain = own.get(_DEFAULT, own[""])
+        parts.append(optax.partition(own, labels) if chosen else plain)
     if any("lr" in s for _, s in rules):
         if name in OWN_RATE:
             raise ConfigError(f"{name} finds its own rate. Fix: no lr in optimizer.rules")
         ones = lambda p: jax.tree.map(lambda _: 1.0, p)  # noqa: E731
         parts.append(_scale(rules_lib.setting(rules, "lr", ones)))
+    parts += after
     tx = optax.chain(*parts) if len(parts) > 1 else parts[0]
     return _by_rules(tx, rules) if rules else tx
 
@@ -163,9 +168,16 @@ def _by_rules(tx: optax.GradientTransformation, rules: Rules) -> optax.GradientT
     return optax.GradientTransformationExtraArgs(init, tx.update)  # type: ignore[arg-type]
 
 
-def _add_decay(decay: Callable[[Any], Any]) -> optax.GradientTransformation:
+def _add_decay(
+    labels: Callable[[Any], Any], amounts: dict[str, Any]
+) -> optax.GradientTransformation:
     def add(updates: Any, params: Any) -> Any:
-        return jax.tree.map(lambda d, g, p: g + d * p if d else g, decay(params), updates, params)
+        return jax.tree.map(
+            lambda label, g, p: g + amounts[label] * p if label else g,
+            labels(params),
+            updates,
+            params,
+        )
 
     return optax.stateless(add)
 

@@ -24,7 +24,7 @@ SCHEDULES = (
 
 def create_schedule(
     name: str,
-    learning_rate: float,
+    learning_rate: float | jax.Array,
     total_steps: int,
     *,
     warmup_steps: int = 0,
@@ -49,7 +49,7 @@ def create_schedule(
 
     Args:
         name: one of `SCHEDULES`.
-        learning_rate: the peak.
+        learning_rate: the peak; within a compiled function perhaps an argument of it.
         total_steps: length of the training in steps.
         warmup_steps: steps of linear rise from 0 to the peak, which count as part of the training.
         milestones: shares of `total_steps`, rising, between 0 and 1.
@@ -70,7 +70,7 @@ def create_schedule(
                 f'unknown schedule.name "{name}". Fix: {nearest(name, SCHEDULES)}',
             ),
             (
-                learning_rate <= 0,
+                not isinstance(learning_rate, jax.Array) and learning_rate <= 0,
                 f"optimizer.learning_rate is {learning_rate}. Fix: a number above 0",
             ),
             (
@@ -120,7 +120,7 @@ def create_schedule(
     return optax.join_schedules([lambda step: rise(step + 1), main], [warmup_steps])
 
 
-def _drops(peak: float, factor: float, at: list[int]) -> optax.Schedule:
+def _drops(peak: float | jax.Array, factor: float, at: list[int]) -> optax.Schedule:
     """Times `factor` at each step of `at`; those before step 0 have happened by then."""
     return lambda step: peak * factor ** sum(jnp.asarray(step) >= mark for mark in at)
 

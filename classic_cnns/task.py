@@ -34,6 +34,7 @@ def bind_step(
     augment: Augment,
     loss: Loss,
     ema_decay: float = 0.0,
+    seed: Any = None,
 ) -> functools.partial[Any]:
     """`train_step` with everything bound but the state and the batch."""
     return functools.partial(
@@ -48,7 +49,7 @@ def bind_step(
         ema_decay=ema_decay,
         accumulate_steps=config.accumulate_steps,
         sam_rho=config.optimizer.sam_rho,
-        seed=config.seed,
+        seed=config.seed if seed is None else seed,
     )
 
 

@@ -24,6 +24,7 @@ from classic_cnns.evaluate import create_evaluate
 from classic_cnns.header import advice, describe
 from classic_cnns.logging import Display, MetricFiles
 from classic_cnns.metrics import EpochSums
+from classic_cnns.numbers import Numbers, numbers_from
 from classic_cnns.progress import decoding_bar
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
 from classic_cnns.steps import Progress, fetch, train_on
@@ -148,7 +149,15 @@ def _train(
 
         # ---- compiled functions and loaders
         one_step = bind_step(config, dataset, model, tx, augment, loss, config.ema_decay)
-        train = jax.jit(functools.partial(train_on, step=one_step), donate_argnums=(0, 1))
+        numbers = replicate(numbers_from(config, notes.rate_scale), mesh)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def train(*tree: Any, numbers: Numbers) -> Any:
+            tx = config_lib.optimizer_from(config, spans, numbers=numbers)[0]
+            augment = config_lib.augment_from(config, dataset, numbers.seed)
+            bound = config, dataset, model, tx, augment, loss, config.ema_decay, numbers.seed
+            return train_on(*tree, step=bind_step(*bound))
+
         evaluate = create_evaluate(model, mean=mean, std=std, flip=config.test_time_flip)
         loaders = config_lib.loaders_from(config, dataset, mesh)
 
@@ -192,7 +201,8 @@ def _train(
                     item = loaders["train"].train(step, count)
                 stopwatch.to_training(count)
                 with jax.transfer_guard("disallow"):
-                    state, progress = train(state, progress, loaders["train"].data, item)
+                    data = loaders["train"].data
+                    state, progress = train(state, progress, data, item, numbers=numbers)
                 step += count
                 clock.count(count, progress)
                 display.advance(step)

@@ -62,8 +62,8 @@ def create_train_state(
             ("params", "conv1", "kernel").
         ema: whether averages are kept, see `steps.train_step`.
     """
-    init = functools.partial(_init, model, tx, image_shape, seed, ema)
-    return jax.jit(init, out_shardings=replicated(mesh))(given or {})
+    init = functools.partial(_init, model, tx, image_shape, ema)
+    return jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(seed), given or {})
 
 
 def abstract_train_state(
@@ -73,18 +73,18 @@ def abstract_train_state(
     ema: bool = False,
 ) -> TrainState:
     """The same tree with shapes and dtypes in place of arrays; nothing is computed."""
-    return jax.eval_shape(lambda: _init(model, tx, image_shape, 0, ema, {}))
+    return jax.eval_shape(lambda: _init(model, tx, image_shape, ema, jax.random.key(0), {}))
 
 
 def _init(
     model: nn.Module,
     tx: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
-    seed: int,
     ema: bool,
+    key: jax.Array,
     given: dict[tuple[str, ...], Any],
 ) -> TrainState:
-    keys = dict(zip(("params", "dropout"), jax.random.split(jax.random.key(seed)), strict=True))
+    keys = dict(zip(("params", "dropout"), jax.random.split(key), strict=True))
     variables = dict(model.init(keys, jnp.zeros((1, *image_shape), jnp.float32)))
     if given:
         variables = unflatten_dict({**flatten_dict(variables), **given})

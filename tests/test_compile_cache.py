@@ -12,12 +12,13 @@ from classic_cnns import compile_cache
 ROOT = Path(__file__).parents[1]
 
 
-def train(tmp_path, workdir, cache):
+def train(tmp_path, workdir, cache, *flags):
     env = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_FLAGS", "JAX_ENABLE"))}
     command = [
         sys.executable, str(ROOT / "main.py"), f"--config={ROOT}/configs/lenet5.py:fake",
         "--config.num_steps=6", "--config.schedule.warmup_steps=1", "--config.batch_size=16",
         "--config.weights_txt", f"--workdir={tmp_path / workdir}", f"--compilation_cache={cache}",
+        *flags,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -60,14 +61,26 @@ def test_a_training_finds_its_programs_again_and_ends_with_the_same_bits(tmp_pat
     assert not cache.exists()
     first = train(tmp_path, "b", cache)
     files = {f.name: f.stat().st_mtime_ns for f in cache.glob("*/*")}
-    assert any(name.startswith("jit_train_on") for name in files)
+    assert any(name.startswith("jit_train-") for name in files)
     again = train(tmp_path, "c", cache)
     after = {f.name: f.stat().st_mtime_ns for f in cache.glob("*/*")}
     # What takes about as long as the threshold may be kept at either run; the step never is.
-    assert {n: t for n, t in after.items() if "train_on" in n} == {
-        n: t for n, t in files.items() if "train_on" in n
+    assert {n: t for n, t in after.items() if "jit_train-" in n} == {
+        n: t for n, t in files.items() if "jit_train-" in n
     }
     assert fresh == first == again
+
+
+def test_another_rate_decay_or_seed_needs_no_new_program(tmp_path):
+    cache = tmp_path / "cache"
+    first = train(tmp_path, "a", cache, "--config.augment.flip=alternating")
+    programs = {f.name for f in cache.glob("*/*") if f.name.startswith("jit_train-")}
+    assert programs
+    flags = "learning_rate=0.01", "weight_decay=1e-3"
+    flags = [f"--config.optimizer.{flag}" for flag in flags] + ["--config.seed=4"]
+    other = train(tmp_path, "b", cache, "--config.augment.flip=alternating", *flags)
+    assert other != first
+    assert {f.name for f in cache.glob("*/*") if f.name.startswith("jit_train-")} == programs
 
 
 def test_where_nothing_can_be_written_training_goes_on(tmp_path):

@@ -1,5 +1,6 @@
 """Optimisers against hand-written recursions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -107,7 +108,8 @@ def test_lookahead_goes_part_of_the_way_every_second_step():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimiser_moves_and_takes_decay(name):
     own = name in OWN_RATE  # begins with very small steps
-    moved = run(create_optimizer(name, 1.0 if own else 0.01, weight_decay=0.1))
+    rate = 1.0 if own else 0.01
+    moved = run(create_optimizer(name, lambda _: rate, weight_decay=0.1))
     least = 0 if own else 1e-5
     assert np.abs(moved["kernel"] - PARAMS["kernel"]).max() > least
     assert all(np.isfinite(v).all() for v in moved.values())
@@ -127,3 +129,22 @@ def test_wrong_names_say_the_nearest():
         create_optimizer("adam", 0.1, beta1=0.9)
     with pytest.raises(ConfigError, match=r'defaults "kras".*"keras"'):
         create_optimizer("adam", 0.1, defaults="kras")
+
+
+@pytest.mark.parametrize("rules", [(), (("bias", {"weight_decay": 0.03}),)])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_rate_and_decay_may_be_arguments_of_a_compiled_function(name, rules):
+    def train(rate, decay):
+        schedule = lambda step: rate / (1 + step)  # noqa: E731
+        return run(create_optimizer(name, schedule, weight_decay=decay, rules=rules))
+
+    try:
+        expected = train(0.1, 0.02)
+    except ConfigError as error:
+        assert "has one weight decay" in str(error)  # noqa: PT017
+        return
+    if name not in (*OWN_RATE, "rprop", "sign_sgd", "signum"):  # which see signs alone
+        assert not np.array_equal(expected["kernel"], train(0.1, 0.01)["kernel"])
+    compiled = jax.jit(train)(0.1, 0.02)
+    for key, value in expected.items():
+        np.testing.assert_allclose(compiled[key], value, rtol=1e-4, atol=1e-6)
