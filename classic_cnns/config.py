@@ -21,7 +21,7 @@ from classic_cnns.errors import ConfigError, nearest
 from classic_cnns.losses import Loss, class_weights, create_loss, logit_adjustment
 from classic_cnns.models import create_model
 from classic_cnns.numbers import Numbers, peak_rate
-from classic_cnns.optimizers import create_optimizer, lookahead
+from classic_cnns.optimizers import create_optimizer, lookahead, schedule_free
 from classic_cnns.schedules import create_schedule, scale_by_plateau
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -111,7 +111,9 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
     if not 0 <= config.ema_decay < 1:
         problems.append(f"ema_decay is {config.ema_decay}: use 0 or more, below 1")
     early = config.early_stopping
-    watched = [m for m in WATCHED if config.ema_decay or not m.startswith("ema_")]
+    if config.optimizer.schedule_free and (config.ema_decay or config.optimizer.lookahead_steps):
+        problems.append("optimizer.schedule_free averages: use no ema_decay and no lookahead_steps")
+    watched = [m for m in WATCHED if keeps_averages(config) or not m.startswith("ema_")]
     if early.patience and early.metric not in watched:
         problems.append(f'early_stopping.metric "{early.metric}": {nearest(early.metric, watched)}')
     if early.mode not in ("max", "min"):
@@ -130,6 +132,11 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
     if problems:
         raise ConfigError(f"training: {'; '.join(problems)}")
     return result
+
+
+def keeps_averages(config: ConfigDict) -> bool:
+    """Whether the state has `ema`: moving averages of the weights, or those of schedule_free."""
+    return config.ema_decay > 0 or config.optimizer.schedule_free > 0
 
 
 def dataset_from(config: ConfigDict, **overrides: Any) -> Dataset:
@@ -244,12 +251,16 @@ def optimizer_from(
     )
     own = (
         "name", "learning_rate", "learning_rate_per", "sam_rho", "lookahead_steps",
-        "lookahead_rate", "options",
+        "lookahead_rate", "schedule_free", "options",
     )  # fmt: skip
     options = {k: v for k, v in config.optimizer.items() if k not in own}
     if numbers and config.optimizer.weight_decay:  # none at all is another program
         options["weight_decay"] = numbers.weight_decay
-    tx = create_optimizer(config.optimizer.name, schedule, **options, **config.optimizer.options)
+    name, options = config.optimizer.name, {**options, **config.optimizer.options}
+    if config.optimizer.schedule_free:
+        tx = schedule_free(name, schedule, config.optimizer.schedule_free, **options)
+    else:
+        tx = create_optimizer(name, schedule, **options)
     if config.schedule.name == "plateau":
         tx = optax.chain(tx, scale_by_plateau())
     if config.optimizer.lookahead_steps:  # around all that scales updates

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from classic_cnns.errors import ConfigError
 
@@ -18,7 +17,7 @@ class Numbers(NamedTuple):
     seed: Any
 
 
-def numbers_from(config: ConfigDict, rate_scale: float = 1.0) -> Numbers:
+def numbers_from(config: Any, rate_scale: float = 1.0) -> Numbers:
     """Scalar arrays: float32, float32 and uint32; the rate is that of the config times a factor."""
     return Numbers(
         learning_rate=np.float32(peak_rate(config) * rate_scale),
@@ -27,7 +26,7 @@ def numbers_from(config: ConfigDict, rate_scale: float = 1.0) -> Numbers:
     )
 
 
-def peak_rate(config: ConfigDict) -> float:
+def peak_rate(config: Any) -> float:
     """The learning rate of `config.optimizer`, for its batch size where it is given per images."""
     optimizer = config.optimizer
     if optimizer.learning_rate_per < 0:

@@ -237,6 +237,45 @@ def lookahead(
     return optax.GradientTransformation(init, update)
 
 
+def schedule_free(
+    name: str, schedule: optax.Schedule, beta: float, **settings: Any
+) -> optax.GradientTransformation:
+    """An optimiser whose average takes the place of a falling rate (Defazio et al. 2024).
+
+    Gradients are taken at y = (1 − β) z + β x, which are the parameters; the optimiser moves z, and
+    x is the average of z, see `schedule_free_average`. Momentum (of sgd) and b1 are 0: y has their
+    part.
+
+    Args:
+        name, schedule: see `create_optimizer`; the rate should rise and then stay.
+        beta: above 0, below 1.
+        **settings: of `create_optimizer`.
+
+    Raises:
+        ConfigError: as `create_optimizer`; or frozen rules, which the average would move by
+            rounding.
+    """
+    if not 0 < beta < 1:
+        raise ConfigError(f"optimizer.schedule_free is {beta}. Fix: 0.9, say, or 0 = off")
+    if rules_lib.frozen(settings.get("rules", ())):
+        raise ConfigError("optimizer.schedule_free moves frozen weights. Fix: one of the two")
+    if name == "sgd":
+        settings["momentum"] = 0.0
+    elif name in OPTIMIZERS:
+        make = getattr(optax, name, None) or getattr(optax.contrib, name)
+        if "b1" in inspect.signature(make).parameters:
+            settings["b1"] = 0.0
+    return optax.contrib.schedule_free(create_optimizer(name, schedule, **settings), schedule, beta)
+
+
+def schedule_free_average(opt_state: Any, params: Any) -> Any:
+    """The average x of `schedule_free`; None where the state is of another optimiser."""
+    kind = optax.contrib.ScheduleFreeState
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    found = [node for node in leaves if isinstance(node, kind)]
+    return optax.contrib.schedule_free_eval_params(found[0], params) if found else None
+
+
 def decay_mask(params: Any) -> Any:
     """True for kernels, False for biases and norms: everything of fewer than two axes is spared."""
     return jax.tree.map(lambda p: jnp.ndim(p) > 1, params)

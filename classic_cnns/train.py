@@ -101,7 +101,7 @@ def _train(
     check_batch_size(config.batch_size, mesh, config.accumulate_steps)
     spans = config_lib.durations(config, len(dataset.train))
     tx, schedule = config_lib.optimizer_from(config, spans)
-    ema = config.ema_decay > 0
+    ema = config_lib.keeps_averages(config)
     abstract = {
         "state": abstract_train_state(model, tx, dataset.image_shape, ema=ema),
         "progress": jax.eval_shape(Progress.empty),

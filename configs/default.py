@@ -149,6 +149,10 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.optimizer.lookahead_steps = 0
     # See lookahead_steps.
     config.optimizer.lookahead_rate = 0.5
+    # Schedule-free (Defazio et al. 2024), in place of a falling rate: the share of the average in
+    # where gradients are taken (0.9, say); 0 = off. With schedule.name="constant", without
+    # ema_decay: its average is evaluated as those are.
+    config.optimizer.schedule_free = 0.0
     # Settings by parameter name: (regular expression, {"lr": factor, "weight_decay": number,
     # "frozen": True}), …; the first that matches a name decides. For example
     # (("^head/", {"lr": 10.0}), ("^stage1", {"frozen": True})).

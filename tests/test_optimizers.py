@@ -7,9 +7,18 @@ import optax
 import pytest
 
 from classic_cnns.errors import ConfigError
-from classic_cnns.optimizers import OPTIMIZERS, OWN_RATE, create_optimizer, decay_mask, lookahead
+from classic_cnns.optimizers import (
+    OPTIMIZERS,
+    OWN_RATE,
+    create_optimizer,
+    decay_mask,
+    lookahead,
+    schedule_free,
+    schedule_free_average,
+)
 
 PARAMS = {"kernel": jnp.array([[1.0, -2.0]]), "bias": jnp.array([0.5])}
+FROZEN = (("bias", {"frozen": True}),)
 GRADS = [
     {"kernel": jnp.array([[0.1, 0.3]]), "bias": jnp.array([-0.2])},
     {"kernel": jnp.array([[-0.4, 0.2]]), "bias": jnp.array([0.1])},
@@ -103,6 +112,35 @@ def test_lookahead_goes_part_of_the_way_every_second_step():
     for wrong in ((0, 0.5), (2, 0.0), (2, 1.5)):
         with pytest.raises(ConfigError, match=r"lookahead_steps is .* Fix: steps of 1 or more"):
             lookahead(optax.sgd(0.1), *wrong)
+
+
+def test_schedule_free_is_the_papers_and_its_average_is_what_counts():
+    """z moves by the gradient at y = 0.1 z + 0.9 x; x is the mean of z, weighted by rate²,
+    of which optax takes the next step's: 0.1 at each of these.
+    """
+    rates = [0.05, 0.1, 0.1]  # a warm-up
+
+    schedule = lambda step: jnp.asarray([0.05, 0.1, 0.1, 0.1])[step]  # noqa: E731
+    tx = schedule_free("sgd", schedule, 0.9, weight_decay=0.01)
+    params, state = PARAMS, tx.init(PARAMS)
+    assert schedule_free_average(optax.sgd(0.1).init(PARAMS), PARAMS) is None
+    for grads in GRADS:
+        updates, state = tx.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    average = schedule_free_average(state, params)
+    for name in PARAMS:
+        z = x = np.asarray(PARAMS[name], np.float64)
+        for number, (rate, grads) in enumerate(zip(rates, GRADS, strict=True), 1):
+            y = 0.1 * z + 0.9 * x
+            decay = 0.01 * y if name == "kernel" else 0.0
+            z = z - rate * (np.asarray(grads[name], np.float64) + decay)
+            x = x + (z - x) / number
+        np.testing.assert_allclose(params[name], 0.1 * z + 0.9 * x, rtol=2e-5)
+        np.testing.assert_allclose(average[name], x, rtol=2e-5)
+    for beta, rules, text in ((1.0, (), "schedule_free is 1.0"), (0.9, FROZEN, "frozen weights")):
+        with pytest.raises(ConfigError, match=f"{text}.* Fix:"):
+            schedule_free("sgd", 0.1, beta, rules=rules)
+    assert schedule_free("adamw", 0.1, 0.9, weight_decay=0.01).init(PARAMS)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -14,6 +14,7 @@ from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.errors import ConfigError, WorkdirError
 from classic_cnns.logging import read_records
 from classic_cnns.models.layers import BatchNorm
+from classic_cnns.optimizers import schedule_free_average
 from classic_cnns.resume import Notes
 from classic_cnns.schedules import plateau_scale
 from classic_cnns.selection import note
@@ -103,6 +104,23 @@ def test_everything_at_once_continues_to_the_bit(config, tmp_path, monkeypatch, 
     averaged = classic_cnns.load(tmp_path / "b", "latest", ema=True).variables
     jax.tree.map(np.testing.assert_array_equal, averaged, jax.device_get(whole.averaged.variables))
     assert classic_cnns.load(tmp_path / "b", ema=True).step == summary["ema_best_step"]
+
+
+def test_schedule_free_evaluates_its_average_and_keeps_it(config, tmp_path):
+    config.optimizer.schedule_free, config.schedule.name = 0.9, "constant"
+    config.optimizer.learning_rate, config.num_steps, config.eval_every_steps = 0.1, 18, 6
+    state, summary = classic_cnns.train_and_evaluate(config, tmp_path / "run")
+    assert summary["ema_val_accuracy"] > 0.5
+    run = classic_cnns.load(tmp_path / "run", "latest", ema=True)
+    average = schedule_free_average(state.opt_state, state.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        run.variables["params"],
+        jax.device_get(average),
+    )
+    config.ema_decay = 0.9
+    with pytest.raises(ConfigError, match="use no ema_decay"):
+        durations(config, 100)
 
 
 class Norm(nn.Module):
