@@ -117,10 +117,9 @@ def torch_peer(args, classes, compiled):
 
 
 def keras_peer(args, classes):
-    import keras
-    import keras_peers
-    from keras import layers
+    import keras_peers  # chooses the backend
 
+    keras, layers = keras_peers.keras, keras_peers.layers
     images, labels = arrays()
     inputs = keras.Input((32, 32, 3))
     x = layers.RandomFlip("horizontal")(inputs)
