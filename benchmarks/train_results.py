@@ -2,6 +2,7 @@
 
     python benchmarks/train_results.py --data-root DATA --hardware 'AMD EPYC, 2 cores' [ROW…]
 
+All rows by default, or with --missing those that have no result yet.
 DATA holds a directory a dataset. A run that is complete is not repeated and one that was stopped
 goes on, so the same command finishes what a kill left. The best epoch is chosen on validation
 images; the test images are looked at once, by each training at its end.
@@ -41,12 +42,15 @@ def main():
     parser.add_argument("rows", nargs="*", metavar="ROW", help="for example lenet5-mnist")
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    parser.add_argument("--missing", action="store_true", help="rows without a result alone")
     parser.add_argument("--hardware", required=True, help="in words: AMD EPYC, 2 cores")
     args = parser.parse_args()
     path = ROOT / "results" / "results.json"
     table = results.read(path)
     for name in args.rows or list(table):
         row = table[name]
+        if args.missing and row.get("accuracy"):
+            continue
         workdirs = [args.runs / f"{name}-seed{seed}" for seed in row["seeds"]]
         summaries = [
             train(row, seed, workdir, args.data_root)
