@@ -35,7 +35,7 @@ def step_bytes(task: Task, tx: optax.GradientTransformation, batch_size: int) ->
             "image": jax.ShapeDtypeStruct(split.images.shape, jnp.uint8),
             "label": jax.ShapeDtypeStruct((len(split),), integer),
         }
-    state = abstract_train_state(task.model, tx, task.dataset.image_shape)
+    state = abstract_train_state(task.model, tx, task.dataset.image_shape, ema=task.ema)
     step = task.step(tx)
 
     def one(state: Any, data: Any, item: Any) -> Any:

@@ -127,7 +127,7 @@ def train_step(
         keep = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, now: keep * old + (1 - keep) * now, state.ema, new.variables)
         new = dataclasses.replace(new, ema=ema)
-    elif (average := optimizers.schedule_free_average(opt_state, new.params)) is not None:
+    elif state.ema and (average := optimizers.schedule_free_average(opt_state, new.params)):
         new = dataclasses.replace(new, ema={"params": average, "batch_stats": batch_stats})
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     out = {"loss": losses, "logits": logits, "labels": batch["label"], "grad_norm": grad_norm}

@@ -94,9 +94,15 @@ class Task:
     mesh: Mesh
     start: Any
 
+    @property
+    def ema(self) -> bool:
+        """Whether the state has averages."""
+        return config_lib.keeps_averages(self.config)
+
     def step(self, tx: optax.GradientTransformation) -> Callable[..., Any]:
         """`train_step` with everything bound but the state and the batch."""
-        return bind_step(self.config, self.dataset, self.model, tx, self.augment, self.loss)
+        decay = self.config.ema_decay
+        return bind_step(self.config, self.dataset, self.model, tx, self.augment, self.loss, decay)
 
     def state(self, tx: optax.GradientTransformation, seed: int | None = None) -> TrainState:
         """The state that a training starts from; with the config's seed by default."""
@@ -104,7 +110,9 @@ class Task:
         given, _ = adopt(self.start, abstract_train_state(self.model, tx, shape))
         given = given or from_images(self.model, self.dataset)
         seed = self.config.seed if seed is None else seed
-        return create_train_state(self.model, tx, shape, seed=seed, mesh=self.mesh, given=given)
+        return create_train_state(
+            self.model, tx, shape, seed=seed, mesh=self.mesh, given=given, ema=self.ema
+        )
 
 
 def task_from(config: ConfigDict) -> Task:

@@ -14,12 +14,15 @@ CONFIG = str(Path(__file__).parents[1] / "configs" / "lenet5.py:fake")
 def test_fit_batch_stops_at_the_limit(capsys, monkeypatch):
     from classic_cnns import fit_batch
 
-    plain, asked = fit_batch.step_bytes, []
+    plain, asked, needed = fit_batch.step_bytes, [], []
 
     def step_bytes(task, tx, size):
         asked.append(size)
+        if size > 8:
+            return size * 2**20
         # Compiled for the smallest only, which tells that the account is of the right order.
-        return plain(task, tx, size) if size == 8 else size * 2**20
+        needed.append(plain(task, tx, size))
+        return needed[-1]
 
     monkeypatch.setattr(fit_batch, "step_bytes", step_bytes)
     assert cli.main(["fit-batch", CONFIG, "--gib=0.05"]) == 0
@@ -29,6 +32,8 @@ def test_fit_batch_stops_at_the_limit(capsys, monkeypatch):
     # 62,006 parameters with momentum, in and out of the step: 1 MB; 810 images of 3 kB: 2.5 MB.
     smallest = float(next(line for line in out.splitlines() if "batch      8" in line).split()[2])
     assert 0.0025 < smallest < 0.02
+    assert cli.main(["fit-batch", CONFIG, "--gib=0.01", "--config.ema_decay=0.9"]) == 0
+    assert needed[1] - needed[0] >= 4 * 62_006  # the averages
     monkeypatch.setattr(fit_batch, "step_bytes", lambda *_: 2**40)
     assert cli.main(["fit-batch", CONFIG]) == 2
 
