@@ -119,8 +119,12 @@ def test_order_depends_on_seed_and_step_alone():
     for step in range(20):
         np.testing.assert_array_equal(a.train(step)["index"], b.train(step)["index"])
     assert not np.array_equal(a.train(13)["index"], resident(50, 8, seed=1).train(13)["index"])
-    many = b.train(4, 3)["index"]
-    np.testing.assert_array_equal([a.train(s)["index"] for s in (4, 5, 6)], many)
+    for start in (4, 62):  # over an epoch's end, over a block's end
+        many = b.train(start, 3)
+        for name in ("index", "epoch"):
+            alone = [a.train(start + i)[name] for i in range(3)]
+            np.testing.assert_array_equal(alone, many[name])
+        np.testing.assert_array_equal(many["index"][2], a.order.step(start + 2)[0])
 
 
 def test_evaluation_order_and_mask():

@@ -10,6 +10,7 @@ evaluation "mask" (0 for padding). What a step trains on is a function of (seed,
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from classic_cnns.errors import DataError
 from classic_cnns.sharding import replicate, shard_batch, shard_parts
 
 HostBatch = dict[str, np.ndarray]
+BLOCK = 64  # steps whose images are chosen at a time
 
 
 class ResidentLoader:
@@ -49,14 +51,16 @@ class ResidentLoader:
         self.size, self.batch_size, self.mesh = len(split), batch_size, mesh
         self.order = _order(split, batch_size, seed, balanced)
         self.data: Batch = replicate({"image": split.images, "label": split.labels}, mesh)
+        self._block = functools.lru_cache(2)(lambda number: self.order.steps(BLOCK * number, BLOCK))
         self.bad: dict[str, str] = {}
 
     def train(self, step: int, count: int = 1) -> Batch:
         """Item of one step, or of `count` steps with a leading axis."""
-        steps = [self.order.step(step + i) for i in range(count)]
-        index, epoch = (np.stack(arrays) for arrays in zip(*steps, strict=True))
         if count == 1:
-            index, epoch = index[0], epoch[0]
+            number, row = divmod(step, BLOCK)
+            index, epoch = (array[row] for array in self._block(number))
+        else:
+            index, epoch = self.order.steps(step, count)
         axis = int(count > 1)
         return shard_batch({"index": index, "epoch": epoch}, self.mesh, axis)
 

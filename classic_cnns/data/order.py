@@ -81,15 +81,23 @@ class Order:
         """Numbers of the images of one step, and how often the whole set was gone through before
         each: two arrays (batch_size,) int32.
         """
-        position = step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+        index, epoch = self.steps(step, 1)
+        return index[0], epoch[0]
+
+    def steps(self, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same of `count` steps at once, which takes little more time than one: two arrays
+        (count, batch_size) int32.
+        """
+        shape = count, self.batch_size
+        position = start * self.batch_size + np.arange(count * self.batch_size, dtype=np.int64)
         epoch, offset = np.divmod(position, self.size)
-        index = np.empty(self.batch_size, np.int64)
+        index = np.empty(len(position), np.int64)
         for e in np.unique(epoch).tolist():
             here = epoch == e
             index[here] = permute(offset[here], self.size, self.seed, e)
         if self.members is not None and self.starts is not None:
             index = self._balance(position - offset + index)
-        return index.astype(np.int32), epoch.astype(np.int32)
+        return index.astype(np.int32).reshape(shape), epoch.astype(np.int32).reshape(shape)
 
     def _balance(self, slot: np.ndarray) -> np.ndarray:
         """Slot s serves class s mod C with the (s div C)-th image of that class."""
