@@ -87,7 +87,7 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
             value = section[f"{name}_{unit}"]
             if not 0 <= value < 1e12:  # a NaN neither
                 what = "negative" if value < 0 else value
-                problems.append(f"{prefix}{name}_{unit} is {what}: use 0 or more")
+                problems.append(f"{prefix}{name}_{unit} is {what}. Fix: 0 or more")
         count = (
             section[f"{name}_steps"] or section[f"{name}_epochs"] * train_size / config.batch_size
         )
@@ -101,34 +101,34 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         checkpoint_every=max(1.0, steps(config, "", "checkpoint_every")),
     )
     if result.total < 1:
-        problems.append("the training has no step: use more num_epochs or a smaller batch_size")
+        problems.append("the training has no step. Fix: more num_epochs or a smaller batch_size")
     if config.log_every_steps < 1:
-        problems.append("log_every_steps is below 1: use 1 or more")
+        problems.append("log_every_steps is below 1. Fix: 1 or more")
     if config.schedule.patience < 1:
-        problems.append(f"schedule.patience is {config.schedule.patience}: use 1 or more")
+        problems.append(f"schedule.patience is {config.schedule.patience}. Fix: 1 or more")
     if config.optimizer.sam_rho < 0:
-        problems.append(f"optimizer.sam_rho is {config.optimizer.sam_rho}: use 0 or more")
+        problems.append(f"optimizer.sam_rho is {config.optimizer.sam_rho}. Fix: 0 or more")
     if not 0 <= config.ema_decay < 1:
-        problems.append(f"ema_decay is {config.ema_decay}: use 0 or more, below 1")
+        problems.append(f"ema_decay is {config.ema_decay}. Fix: 0 or more, below 1")
     early = config.early_stopping
     if config.optimizer.schedule_free and (config.ema_decay or config.optimizer.lookahead_steps):
-        problems.append("optimizer.schedule_free averages: use no ema_decay and no lookahead_steps")
+        problems.append("optimizer.schedule_free averages. Fix: no ema_decay, no lookahead_steps")
     watched = [m for m in WATCHED if keeps_averages(config) or not m.startswith("ema_")]
     if early.patience and early.metric not in watched:
         problems.append(f'early_stopping.metric "{early.metric}": {nearest(early.metric, watched)}')
     if early.mode not in ("max", "min"):
-        problems.append(f'early_stopping.mode is "{early.mode}": use "max" or "min"')
+        problems.append(f'early_stopping.mode is "{early.mode}". Fix: "max" or "min"')
     for field in ("patience", "min_delta"):
         if early[field] < 0:
-            problems.append(f"early_stopping.{field} is {early[field]}: use 0 or more")
+            problems.append(f"early_stopping.{field} is {early[field]}. Fix: 0 or more")
     if config.steps_per_dispatch < 0:
-        problems.append(f"steps_per_dispatch is {config.steps_per_dispatch}: use 0 or more")
+        problems.append(f"steps_per_dispatch is {config.steps_per_dispatch}. Fix: 0 or more")
     if config.on_divergence not in ("stop", "rollback"):
-        problems.append(f'on_divergence is "{config.on_divergence}": use "stop" or "rollback"')
+        problems.append(f'on_divergence is "{config.on_divergence}". Fix: "stop" or "rollback"')
     if not 0 < config.rollback_factor <= 1:
-        problems.append(f"rollback_factor is {config.rollback_factor}: use a share up to 1")
+        problems.append(f"rollback_factor is {config.rollback_factor}. Fix: a share up to 1")
     if config.max_rollbacks < 0:
-        problems.append(f"max_rollbacks is {config.max_rollbacks}: use 0 or more")
+        problems.append(f"max_rollbacks is {config.max_rollbacks}. Fix: 0 or more")
     if problems:
         raise ConfigError(f"training: {'; '.join(problems)}")
     return result

@@ -290,7 +290,7 @@ def _train(
             if config.weights_txt:
                 rundir.write_weights(workdir / "weights.txt", best_state.variables)
             summary |= {"seconds": round(time.monotonic() - started, 1), "workdir": str(workdir)}
-            summary["goodput"] = stopwatch.read()
+            summary["goodput"] = {k: round(v, 3) for k, v in stopwatch.read().items()}
             rundir.write_json(result, summary)
             display.print(summarize(summary["goodput"]))
         if copy:

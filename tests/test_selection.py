@@ -119,7 +119,7 @@ def test_schedule_free_evaluates_its_average_and_keeps_it(config, tmp_path):
         jax.device_get(average),
     )
     config.ema_decay = 0.9
-    with pytest.raises(ConfigError, match="use no ema_decay"):
+    with pytest.raises(ConfigError, match="Fix: no ema_decay"):
         durations(config, 100)
 
 

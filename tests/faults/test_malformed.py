@@ -71,7 +71,7 @@ def error_of(function):
     try:
         function()
     except ClassicCNNsError as error:
-        offers = ("Fix: ", ": use ", "did you mean", "or lower")
+        offers = ("Fix: ", "did you mean", "or lower")
         return error if any(o in str(error) for o in offers) else pytest.fail(str(error))
     return None
 
