@@ -1,4 +1,4 @@
-"""94 % on CIFAR-10 in ten epochs: the network and recipe of Jordan 2024 (arXiv:2404.00498).
+"""94 % on CIFAR-10 in a dozen epochs: the network and recipe of Jordan 2024 (arXiv:2404.00498).
 
 python main.py --config=configs/cifar10_fast.py
 """
@@ -19,7 +19,10 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
         config.augment.flip = "alternating"
     config.test_time_flip = config.augment.flip != "none"
     config.batch_size = 1024
-    config.num_epochs = 10.0
+    # The paper's 9.9 epochs are of 50,000 images, with crops in testing, too.
+    config.num_epochs = 12.0
+    config.data.val_fraction = 0.02
+    config.eval_every_epochs = 3.0
     config.label_smoothing = 0.2
     config.optimizer.learning_rate = 1.5
     config.optimizer.momentum = 0.85
