@@ -78,8 +78,10 @@ def torchvision(directory: str, size: int) -> Callable[[], int]:
     return lambda: sum(len(images) for _ in range(EPOCHS) for images, _ in loader)
 
 
-def tf_data(directory: str, size: int) -> Callable[[], int]:
-    """tf.data with decode_and_crop_jpeg, as in TensorFlow's ResNet example."""
+def tf_data(directory: str, size: int, whole: bool = False) -> Callable[[], int]:
+    """tf.data with decode_and_crop_jpeg, as in TensorFlow's ResNet example; or with images that are
+    decoded as a whole, as all other peers do.
+    """
     import tensorflow as tf
 
     files = sorted(str(p) for p in Path(directory).glob("*/*"))
@@ -93,7 +95,10 @@ def tf_data(directory: str, size: int) -> Callable[[], int]:
             use_image_if_no_bounding_boxes=True,
         )  # fmt: skip
         window = tf.concat([begin[:2], extent[:2]], 0)
-        image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
+        if whole:
+            image = tf.slice(tf.io.decode_jpeg(data, 3), begin, extent)
+        else:
+            image = tf.image.decode_and_crop_jpeg(data, window, channels=3)
         image = tf.image.random_flip_left_right(tf.image.resize(image, (size, size)))
         return tf.cast(image, tf.uint8)
 
@@ -107,6 +112,7 @@ PEERS = {
     "ours_cached": lambda directory, size: ours(directory, size, cache=True),
     "torchvision": torchvision,
     "tf.data": tf_data,
+    "tf.data, whole": lambda directory, size: tf_data(directory, size, whole=True),
 }
 
 

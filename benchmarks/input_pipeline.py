@@ -48,7 +48,7 @@ def main() -> None:
         base = row["torchvision"]["median"] if "torchvision" in row else None
         for name, r in row.items():
             ratio = f"{r['median'] / base:6.2f}× torchvision" if base else ""
-            print(f"  {name:12} {r['median']:9,.0f} ({r['min']:,.0f}–{r['max']:,.0f}) {ratio}")
+            print(f"  {name:14} {r['median']:9,.0f} ({r['min']:,.0f}–{r['max']:,.0f}) {ratio}")
     results["cache"] = cache_speed(args.dir, args.sizes[-1], args.rounds)
     results["resident"] = resident_speed(args.rounds)
     print(json.dumps({k: results[k] for k in ("cache", "resident")}, indent=1))
@@ -59,9 +59,10 @@ def main() -> None:
 def compare(args: argparse.Namespace, size: int) -> dict[str, dict[str, float]]:
     """Median, least and most images per second of each pipeline."""
     root = Path(__file__).resolve().parents[1]
-    python = {"torchvision": args.torch_python, "tf.data": args.tf_python}
+    tensorflow = dict.fromkeys(("tf.data", "tf.data, whole"), args.tf_python)
+    python = {"torchvision": args.torch_python, **tensorflow}
     children = {}
-    for name in ("ours", "torchvision", "tf.data", "ours_cached"):
+    for name in ("ours", "torchvision", "tf.data", "tf.data, whole", "ours_cached"):
         command = [python.get(name, sys.executable), "-m", "benchmarks.input_peers"]
         child = subprocess.Popen(
             [*command, name, args.dir, str(size)], cwd=root, text=True,
