@@ -1,4 +1,4 @@
-"""94 % on CIFAR-10 in a dozen epochs: the network and recipe of Jordan 2024 (arXiv:2404.00498).
+"""CIFAR-10 in a dozen epochs, 93.6 %: the network and recipe of Jordan 2024 (arXiv:2404.00498).
 
 python main.py --config=configs/cifar10_fast.py
 """
