@@ -117,26 +117,22 @@ def torch_peer(args, classes, compiled):
 
 
 def keras_peer(args, classes):
-    import keras_peers  # chooses the backend
+    from keras_peers import NETWORKS, keras_model, layers
 
-    keras, layers = keras_peers.keras, keras_peers.layers
+    assert args.network in NETWORKS
     images, labels = arrays()
-    inputs = keras.Input((32, 32, 3))
-    x = layers.RandomFlip("horizontal")(inputs)
-    x = layers.RandomTranslation(4 / 32, 4 / 32, fill_mode="reflect", interpolation="nearest")(x)
-    x = layers.Rescaling(1 / 57.0, -2.1)(x)
-    build = {"lenet5": keras_peers.lenet5, "resnet18": keras_peers.resnet18}[args.network]
-    model = keras.Model(inputs, build(x, classes))
-    model.compile(
-        keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    before = (
+        layers.RandomFlip("horizontal"),
+        layers.RandomTranslation(4 / 32, 4 / 32, fill_mode="reflect", interpolation="nearest"),
+        layers.Rescaling(1 / 57.0, -2.1),
     )
+    model, parameters = keras_model(args.network, classes, (32, 32, 3), before)
 
     def run(steps):
         count = steps * args.batch
         model.fit(images[:count], labels[:count], batch_size=args.batch, shuffle=True, verbose=0)
 
-    return run, sum(int(np.prod(w.shape)) for w in model.trainable_variables)
+    return run, parameters
 
 
 PEERS = {
@@ -161,7 +157,7 @@ def child(args):
 
 def start(name, args):
     """The process of a peer, and its number of parameters; None where it cannot be."""
-    if name == "keras" and (args.folder or args.network not in ("lenet5", "resnet18")):
+    if name == "keras" and args.folder:
         return None
     python = sys.executable if name == "ours" else args.peer_python
     settings = [f"--{k}={getattr(args, k)}" for k in ("side", "batch", "folder")]

@@ -38,17 +38,25 @@ def resnet18(x, classes):
     return layers.Dense(classes)(layers.GlobalAveragePooling2D()(x))
 
 
-def keras_runner(name, classes, images, labels):
-    """A function of the number of steps through `train_on_batch`, and the number of parameters."""
-    inputs = keras.Input(images.shape[1:])
-    model = keras.Model(inputs, {"lenet5": lenet5, "resnet18": resnet18}[name](inputs, classes))
+def keras_model(name, classes, shape, before=()):
+    """A compiled network, behind the layers of `before`, and its number of parameters."""
+    x = inputs = keras.Input(shape)
+    for layer in before:
+        x = layer(x)
+    model = keras.Model(inputs, {"lenet5": lenet5, "resnet18": resnet18}[name](x, classes))
     model.compile(
         keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
+    return model, sum(int(np.prod(w.shape)) for w in model.trainable_variables)
+
+
+def keras_runner(name, classes, images, labels):
+    """A function of the number of steps through `train_on_batch`, and the number of parameters."""
+    model, count = keras_model(name, classes, images.shape[1:])
 
     def run(steps):
         for _ in range(steps):
             model.train_on_batch(images, labels)
 
-    return run, sum(int(np.prod(w.shape)) for w in model.trainable_variables)
+    return run, count

@@ -99,7 +99,7 @@ def create_optimizer(
     if wrong:
         raise ConfigError(f"optimizer: {', '.join(wrong)}. Fix: use 0 or more")
     rules_lib.check(rules)
-    make = getattr(optax, name, None) or getattr(optax.contrib, name)
+    make = _function(name)
     accepted = inspect.signature(make).parameters
     after = []
     if name in WITHOUT_SCHEDULE and callable(schedule):
@@ -151,6 +151,10 @@ def create_optimizer(
     parts += after
     tx = optax.chain(*parts) if len(parts) > 1 else parts[0]
     return _by_rules(tx, rules) if rules else tx
+
+
+def _function(name: str) -> Callable[..., optax.GradientTransformation]:
+    return getattr(optax, name, None) or getattr(optax.contrib, name)
 
 
 def _by_rules(tx: optax.GradientTransformation, rules: Rules) -> optax.GradientTransformation:
@@ -261,10 +265,8 @@ def schedule_free(
         raise ConfigError("optimizer.schedule_free moves frozen weights. Fix: one of the two")
     if name == "sgd":
         settings["momentum"] = 0.0
-    elif name in OPTIMIZERS:
-        make = getattr(optax, name, None) or getattr(optax.contrib, name)
-        if "b1" in inspect.signature(make).parameters:
-            settings["b1"] = 0.0
+    elif name in OPTIMIZERS and "b1" in inspect.signature(_function(name)).parameters:
+        settings["b1"] = 0.0
     return optax.contrib.schedule_free(create_optimizer(name, schedule, **settings), schedule, beta)
 
 

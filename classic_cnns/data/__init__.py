@@ -101,7 +101,6 @@ def create_dataset(
     if preprocess is not None:
         image_size, resize = preprocess.image_shape[0], preprocess.mode
     found, classes, statistics, size, channels = _open(source, dir, image_size, splits)
-    given = sorted(found)
     found, drawn, note = draw_splits(
         found, {"test": test_fraction, "val": val_fraction}, seed, classes, split_file, dir
     )
