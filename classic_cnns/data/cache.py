@@ -27,9 +27,8 @@ from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
 
-CHUNK = 512  # images whose pixels share one checksum
+CHUNK = 256  # images whose pixels share one checksum
 VERSION = 1  # of the format and of what decoding yields
-
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -197,7 +196,13 @@ def _build(
             os.posix_fallocate(file.fileno(), 0, int(np.prod(shape, dtype=np.int64)) or 1)
         pixels = np.memmap(building / "images.bin", np.uint8, "r+", shape=shape)
         done = _finished_chunks(journal, pixels)
-        with journal.open("a") as log:
+        with journal.open("a") as log, concurrent.futures.ThreadPoolExecutor(1) as beside:
+
+            def record(chunk: int, part: np.ndarray, bad: dict[int, str]) -> None:
+                done[chunk] = {"chunk": chunk, "sha256": _sha256(part), "bad": bad}
+                print(json.dumps(done[chunk]), file=log, flush=True)
+
+            recorded = []  # each chunk while the next one is decoded
             for chunk, start in enumerate(range(0, shape[0], CHUNK)):
                 stop = min(start + CHUNK, shape[0])
                 if chunk in done:
@@ -208,18 +213,14 @@ def _build(
                     images, preprocess, out=pixels, workers=workers, progress=progress,
                     start=start, stop=stop,
                 )  # fmt: skip
-                digest = hashlib.sha256(pixels[start:stop].data).hexdigest()
-                done[chunk] = {"chunk": chunk, "sha256": digest, "bad": bad}
-                log.write(json.dumps(done[chunk]) + "\n")
-                log.flush()
-        pixels.flush()
+                recorded.append(beside.submit(record, chunk, pixels[start:stop], bad))
+            for future in recorded:
+                future.result()
+        # Not flushed to the disk: what a power cut takes away is found missing when it is opened.
         entries = [done[chunk] for chunk in sorted(done)]
-        manifest = {
-            "shape": shape,
-            "chunk": CHUNK,
-            "sha256": [e["sha256"] for e in entries],
-            "bad": {i: reason for e in entries for i, reason in e["bad"].items()},
-        }
+        bad = {i: reason for e in entries for i, reason in e["bad"].items()}
+        sums = [e["sha256"] for e in entries]
+        manifest = {"shape": shape, "chunk": CHUNK, "sha256": sums, "bad": bad}
         (building / "manifest.json").write_text(json.dumps(manifest))
         journal.unlink()
         os.replace(building, place)
@@ -236,8 +237,7 @@ def _finished_chunks(journal: Path, pixels: np.ndarray) -> dict[int, dict[str, A
         for line in journal.read_text().splitlines():
             entry = json.loads(line)
             start = entry["chunk"] * CHUNK
-            digest = hashlib.sha256(pixels[start : start + CHUNK].data).hexdigest()
-            if digest == entry["sha256"]:
+            if _sha256(pixels[start : start + CHUNK]) == entry["sha256"]:
                 done[entry["chunk"]] = entry
     return done
 
@@ -252,12 +252,16 @@ def _damage(place: Path, shape: tuple[int, ...]) -> str:
         if (place / "images.bin").stat().st_size != int(np.prod(shape, dtype=np.int64)):
             return "images.bin is cut short"
         pixels = np.memmap(place / "images.bin", np.uint8, "r", shape=shape)
-        parts = (pixels[s : s + CHUNK].data for s in range(0, shape[0], CHUNK))
+        parts = (pixels[s : s + CHUNK] for s in range(0, shape[0], CHUNK))
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            actual = list(pool.map(lambda part: hashlib.sha256(part).hexdigest(), parts))
+            actual = list(pool.map(_sha256, parts))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return "" if actual == expected else "images.bin has changed since it was written"
+
+
+def _sha256(pixels: np.ndarray) -> str:
+    return hashlib.sha256(pixels.data).hexdigest()
 
 
 @contextlib.contextmanager

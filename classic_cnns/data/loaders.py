@@ -11,6 +11,7 @@ evaluation "mask" (0 for padding). What a step trains on is a function of (seed,
 from __future__ import annotations
 
 import functools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -22,13 +23,14 @@ from jax.sharding import Mesh
 
 from classic_cnns.data.mixing import Batch
 from classic_cnns.data.order import Order
-from classic_cnns.data.preprocess import Preprocess, random_resized_crop
+from classic_cnns.data.preprocess import DRAWS, Preprocess, random_resized_crop
 from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
 from classic_cnns.sharding import replicate, shard_batch, shard_parts
 
 HostBatch = dict[str, np.ndarray]
-BLOCK = 64  # steps whose images are chosen at a time
+ALIGNMENT = 64  # bytes
+BLOCK = 16  # steps whose images are chosen at a time
 
 
 class ResidentLoader:
@@ -81,7 +83,8 @@ class StreamLoader:
         mesh: of the devices.
         preprocess: of encoded images.
         crop_scale: for random-resized-crop in training, see `random_resized_crop`; () = none.
-        workers: threads; 0 = one a core. Each makes a batch by itself.
+        workers: threads; 0 = one a core, or a single one where nothing is decoded. Each makes a
+            batch by itself.
         on_bad_image: "error", or "skip": another image takes the place of one that cannot be
             decoded, always the same, and the loader counts and names it in `bad`.
         max_bad_fraction: share of the images up to which they may be skipped.
@@ -111,10 +114,11 @@ class StreamLoader:
         self.split, self.size, self.batch_size = split, len(split), batch_size
         self.mesh, self.preprocess, self.seed = mesh, preprocess, seed
         self.crop_scale = tuple(crop_scale)
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or (os.cpu_count() or 1 if split.encoded else 1)
         self.skip = on_bad_image == "skip"
         self.max_bad = max_bad_fraction * self.size
         self.order = _order(split, batch_size, seed, balanced)
+        self._block = functools.lru_cache(2)(lambda number: self.order.steps(BLOCK * number, BLOCK))
         process, count = host or (jax.process_index(), jax.process_count())
         self.mine = slice(batch_size * process // count, batch_size * (process + 1) // count)
         self.data: Batch = {}
@@ -138,9 +142,13 @@ class StreamLoader:
 
     def train_batch(self, step: int) -> HostBatch:
         """This process's part of the batch of one step, as host arrays."""
-        index, epoch = (array[self.mine] for array in self.order.step(step))
-        position = step * self.batch_size + np.arange(self.batch_size)[self.mine]
-        images = self._images(index, position if self.crop_scale else None)
+        number, row = divmod(step, BLOCK)
+        index, epoch = (array[row, self.mine].copy() for array in self._block(number))
+        draws = None
+        if self.crop_scale and self.split.encoded:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
+            draws = rng.random((self.batch_size, DRAWS))[self.mine].tolist()
+        images = self._images(index, draws)
         return {
             "image": images,
             "label": self.split.labels[index],
@@ -164,18 +172,21 @@ class StreamLoader:
         return iter(batches.to_iter_dataset(options))
 
     def _images(
-        self, index: np.ndarray, position: np.ndarray | None, mask: np.ndarray | None = None
+        self, index: np.ndarray, draws: list[list[float]] | None, mask: np.ndarray | None = None
     ) -> np.ndarray:
         """Pixels by number; where an image is bad, its mask becomes 0 or another stands in."""
         images = self.split.images
         if not isinstance(images, Encoded):
-            return images[index]
-        # Not zeros, which are slow: the system clears such memory page by page.
-        out = np.empty((len(index), *self.preprocess.image_shape), np.uint8)
+            out = _aligned((len(index), *images.shape[1:]))
+            for row, number in enumerate(index.tolist()):
+                out[row] = images[number]
+            return out
+        out = _aligned((len(index), *self.preprocess.image_shape))
         for row, number in enumerate(index.tolist()):
-            seed = None if position is None else int(position[row])
             for attempt in range(self.size):
-                pixels = self._decode(images, (number + attempt) % self.size, seed)
+                pixels = self._decode(
+                    images, (number + attempt) % self.size, draws[row] if draws else None
+                )
                 if pixels is not None:
                     out[row] = pixels
                     index[row] = (number + attempt) % self.size
@@ -185,20 +196,19 @@ class StreamLoader:
                     break
         return out
 
-    def _decode(self, images: Encoded, number: int, seed: int | None) -> np.ndarray | None:
+    def _decode(self, images: Encoded, number: int, draws: list[float] | None) -> np.ndarray | None:
         name = images.names[number]
         if name in self.bad:
             return None
         try:
             data = images.read(name)
-            if seed is None:
+            if draws is None:
                 return self.preprocess(data)
             height, _, channels = self.preprocess.image_shape
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, seed]))
             return random_resized_crop(
                 data,
                 height,
-                rng,
+                draws,
                 channels=channels,
                 scale=self.crop_scale,  # type: ignore[arg-type]
             )
@@ -249,6 +259,14 @@ def _padded(start: int, batch_size: int, size: int) -> tuple[np.ndarray, np.ndar
     index = np.arange(start, start + batch_size)
     mask = (index < size).astype(np.float32)
     return np.minimum(index, size - 1).astype(np.int32), mask
+
+
+def _aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """uint8 memory, not cleared, that a CPU device takes as it is: at other addresses it copies."""
+    size = math.prod(shape)
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    return memory[first : first + size].reshape(shape)
 
 
 def _one_thread_a_call() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from classic_cnns.data.decode import ImageFile, power_of_two, resize
 from classic_cnns.errors import ConfigError, nearest
 
+DRAWS = 40  # random numbers for a box: ten tries of four
 MODES = ("squash", "crop", "letterbox")
 
 
@@ -110,7 +112,7 @@ def decode_image(
 def random_resized_crop(
     source: bytes | str | Path,
     size: int,
-    rng: np.random.Generator,
+    draws: Sequence[float],
     *,
     channels: int = 3,
     scale: tuple[float, float] = (0.08, 1.0),
@@ -126,7 +128,7 @@ def random_resized_crop(
     Args:
         source: the file or its bytes.
         size: side of the result in pixels.
-        rng: decides the box, see `crop_box`.
+        draws: `DRAWS` numbers that decide the box, see `crop_box`.
         channels: 3 or 1.
         scale, ratio: see `crop_box`.
 
@@ -139,7 +141,7 @@ def random_resized_crop(
     import cv2
 
     image = ImageFile(source)
-    box = crop_box(rng, image.height, image.width, scale, ratio)
+    box = crop_box(draws, image.height, image.width, scale, ratio)
     divisor = power_of_two(min(box[2], box[3]) / size)
     with image.in_turn(divisor):
         pixels = image.pixels(channels, divisor)
@@ -153,7 +155,7 @@ def random_resized_crop(
 
 
 def crop_box(
-    rng: np.random.Generator,
+    draws: Sequence[float],
     height: int,
     width: int,
     scale: tuple[float, float] = (0.08, 1.0),
@@ -163,13 +165,20 @@ def crop_box(
 
     The share of the area is uniform in `scale`, the logarithm of width / height in `ratio`; after
     ten boxes that do not fit, the largest one in the centre within `ratio`.
+
+    Args:
+        draws: `DRAWS` numbers, uniform in [0, 1), such as `rng.random(DRAWS)`; four a box.
+        height, width: of the image.
+        scale, ratio: see above.
     """
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    lowest, highest = math.log(ratio[0]), math.log(ratio[1])
+    for i in range(0, DRAWS, 4):
+        share, shape, x, y = draws[i : i + 4]
+        area = height * width * (scale[0] + share * (scale[1] - scale[0]))
+        aspect = math.exp(lowest + shape * (highest - lowest))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
-            return int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1)), w, h
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
     aspect = min(max(width / height, ratio[0]), ratio[1])
     across, down = min(width, height * aspect), min(height, width / aspect)
     return (width - across) / 2, (height - down) / 2, across, down
