@@ -3,8 +3,8 @@
 XLA:CPU's own choices are slow for some shapes (docs/performance.md has the figures):
 
 * a 1×1 convolution is a matrix product;
-* a convolution of few channels is one matrix product per band of rows, with the kernel laid out as
-  a banded (Toeplitz) matrix along the width;
+* a convolution of few channels is one matrix product, with the kernel laid out as a banded
+  (Toeplitz) matrix that gives a few neighbouring outputs at once;
 * a convolution onto a map of a few pixels is one product with its patches, since XLA falls back to
   a naive loop where the map is smaller than the kernel;
 * the weight gradient of any other convolution is summed over slices of the batch that fit the
@@ -28,7 +28,7 @@ Impl = Literal["auto", "lax"]
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
-_BAND_LIMIT = 2_000  # width × channels in × channels out, up to which the banded product wins
+_BAND_LIMIT = 2_500  # width × channels in × channels out, up to which the banded product wins
 _SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
 _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 
@@ -85,24 +85,33 @@ def _lax_conv(
 
 
 def _banded_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Output row r is [rows r·s … r·s+kh−1, flattened] @ band, one product for all rows."""
-    n, _, w, c = x.shape
+    """Each block of neighbouring outputs in a row is [what it reads, flattened] @ band, one product
+    for all blocks.
+    """
+    n, _, _, c = x.shape
     kh, kw, _, o = kernel.shape
     sh, sw = strides
-    w_out = _out_size(w, kw, sw, padding[1])
-    # place[j, u, v] = 1 where output column v reads input column u through kernel column j.
-    place = np.zeros((kw, w, w_out), np.float32)
-    for v in range(w_out):
-        for j in range(kw):
-            u = v * sw + j - padding[1][0]
-            if 0 <= u < w:
-                place[j, u, v] = 1
-    band = jnp.einsum("ijco,juv->iucvo", kernel, place.astype(kernel.dtype))
-    x = jnp.pad(x.reshape(n, -1, w * c), ((0, 0), padding[0], (0, 0)))
+    w_out = _out_size(x.shape[2], kw, sw, padding[1])
+    # About as wide as the kernel: a wide band is mostly zeros, of a narrow one the blocks overlap.
+    block = min(range(kw + 1, kw // 2, -1), key=lambda size: -w_out % size)
+    surplus = -w_out % block
+    blocks, read = (w_out + surplus) // block, (block - 1) * sw + kw
+    x = jnp.pad(x, ((0, 0), padding[0], (padding[1][0], padding[1][1] + surplus * sw), (0, 0)))
     h_out = _out_size(x.shape[1], kh, sh, (0, 0))
-    rows = [x[:, i : i + (h_out - 1) * sh + 1 : sh] for i in range(kh)]
-    out = jnp.concatenate(rows, axis=-1) @ band.reshape(kh * w * c, w_out * o)
-    return out.reshape(n, h_out, w_out, o)
+    # place[j, u, v] = 1 where the block's output v reads its input u through kernel column j.
+    place = np.zeros((kw, read, block), np.float32)
+    for j, v in np.ndindex(kw, block):
+        place[j, v * sw + j, v] = 1
+    band = jnp.einsum("ijco,juv->iucvo", kernel, place.astype(kernel.dtype))
+    x = x.reshape(n, x.shape[1], -1)
+    parts = [
+        x[:, i : i + (h_out - 1) * sh + 1 : sh, first : first + read * c]
+        for first in range(0, blocks * block * sw * c, block * sw * c)
+        for i in range(kh)
+    ]
+    rows = jnp.concatenate(parts, axis=-1).reshape(n, h_out, blocks, kh * read * c)
+    out = rows @ band.reshape(kh * read * c, block * o)
+    return out.reshape(n, h_out, w_out + surplus, o)[:, :, :w_out]
 
 
 def _out_size(size: int, kernel: int, stride: int, padding: Pair) -> int:
