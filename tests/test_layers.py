@@ -18,6 +18,9 @@ SHAPES = [  # kernel, stride, padding, channels in, channels out, height, width
     (7, 2, 3, 3, 4, 15, 14),
     (3, 1, 0, 4, 2, 3, 5),
     (3, 1, 1, 70, 64, 2, 2),
+    (3, 2, 1, 70, 64, 2, 1),
+    (5, 1, 2, 60, 50, 3, 2),
+    (3, 1, 1, 60, 50, 3, 2),
 ]
 LOWERINGS = {
     "auto": lambda x, k, s, p: lowering.conv(x, k, strides=s, padding=p),
