@@ -42,6 +42,7 @@ def main() -> None:
         "rounds": args.rounds,
         "images_per_sec": {},
     }
+    results["cache"] = cache_speed(args.dir, args.sizes[-1], args.rounds)
     for size in args.sizes:
         results["images_per_sec"][size] = row = compare(args, size)
         print(f"{size} px, median of {args.rounds} (min–max), images/s with two workers")
@@ -49,7 +50,6 @@ def main() -> None:
         for name, r in row.items():
             ratio = f"{r['median'] / base:6.2f}× torchvision" if base else ""
             print(f"  {name:14} {r['median']:9,.0f} ({r['min']:,.0f}–{r['max']:,.0f}) {ratio}")
-    results["cache"] = cache_speed(args.dir, args.sizes[-1], args.rounds)
     results["resident"] = resident_speed(args.rounds)
     print(json.dumps({k: results[k] for k in ("cache", "resident")}, indent=1))
     if args.json:
@@ -80,7 +80,9 @@ def compare(args: argparse.Namespace, size: int) -> dict[str, dict[str, float]]:
             seconds, count = child.stdout.readline().split()
             speeds[name].append(int(count) / float(seconds))
     for child in children.values():
-        child.kill()
+        child.stdin.close()  # it ends, and removes its cache
+    for child in children.values():
+        child.wait()
     return {
         name: {"median": statistics.median(s), "min": min(s), "max": max(s)}
         for name, s in speeds.items()
