@@ -15,7 +15,13 @@ from PIL import Image
 
 from classic_cnns.data import decode
 from classic_cnns.data.decode import read_file
-from classic_cnns.data.preprocess import Preprocess, crop_box, decode_image, random_resized_crop
+from classic_cnns.data.preprocess import (
+    DRAWS,
+    Preprocess,
+    crop_box,
+    decode_image,
+    random_resized_crop,
+)
 from classic_cnns.errors import ConfigError
 
 
@@ -105,8 +111,8 @@ def test_random_crops_are_close_to_the_exact_ones():
     differences = []
     for seed in range(40):
         data = jpeg(photo(300, 400, seed=seed))
-        ours = random_resized_crop(data, 64, np.random.default_rng(seed).random(40)).astype(int)
-        left, top, width, height = crop_box(np.random.default_rng(seed).random(40), 300, 400)
+        ours = random_resized_crop(data, 64, np.random.default_rng(seed).random(DRAWS)).astype(int)
+        left, top, width, height = crop_box(np.random.default_rng(seed).random(DRAWS), 300, 400)
         box = (left, top, left + width, top + height)
         full = Image.open(io.BytesIO(data))
         exact = np.asarray(full.resize((64, 64), Image.Resampling.BILINEAR, box)).astype(int)
@@ -117,7 +123,7 @@ def test_random_crops_are_close_to_the_exact_ones():
 
 def test_crop_boxes_have_torchvisions_statistics():
     rng = np.random.default_rng(0)
-    boxes = np.array([crop_box(rng.random(40), 300, 400, (0.2, 0.6)) for _ in range(3000)])
+    boxes = np.array([crop_box(rng.random(DRAWS), 300, 400, (0.2, 0.6)) for _ in range(3000)])
     area, aspect = boxes[:, 2] * boxes[:, 3] / 120_000, boxes[:, 2] / boxes[:, 3]
     assert 0.198 < area.min() < area.max() < 0.602
     assert 0.74 < aspect.min() < aspect.max() < 1.35
@@ -125,7 +131,7 @@ def test_crop_boxes_have_torchvisions_statistics():
     assert abs(np.log(aspect).mean()) < 0.01
     assert (boxes[:, 0] + boxes[:, 2]).max() == 400
     assert (boxes[:, 1] + boxes[:, 3]).max() == 300
-    assert crop_box(rng.random(40), 10, 1000, (0.9, 1.0)) == (
+    assert crop_box(rng.random(DRAWS), 10, 1000, (0.9, 1.0)) == (
         493.3333333333333,
         0.0,
         13.333333333333332,
@@ -139,7 +145,11 @@ def test_tiny_and_thin_images(size):
     for mode in ("squash", "crop", "letterbox"):
         out = Preprocess((32, 32, 3), mode=mode)(data)
         assert abs(out[14:18, 14:18].astype(int) - (10, 200, 30)).max(-1).min() <= 4
-    assert random_resized_crop(data, 32, np.random.default_rng(0).random(40)).shape == (32, 32, 3)
+    assert random_resized_crop(data, 32, np.random.default_rng(0).random(DRAWS)).shape == (
+        32,
+        32,
+        3,
+    )
 
 
 @pytest.mark.parametrize("cut", [10, 40, 1000])
@@ -148,7 +158,7 @@ def test_a_truncated_jpeg_is_refused(cut):
     with pytest.raises(ValueError, match=r"[Tt]runcated|broken"):
         decode_image(data[:-cut], 32, 32)
     with pytest.raises(ValueError, match=r"[Tt]runcated|broken"):
-        random_resized_crop(data[:-cut], 32, np.random.default_rng(0).random(40))
+        random_resized_crop(data[:-cut], 32, np.random.default_rng(0).random(DRAWS))
 
 
 def test_a_jpeg_without_its_last_marker_is_whole():

@@ -216,7 +216,7 @@ def _build(
                 recorded.append(beside.submit(record, chunk, pixels[start:stop], bad))
             for future in recorded:
                 future.result()
-        # Not flushed to the disk: what a power cut takes away is found missing when it is opened.
+        # Not flushed to the disk: what a power cut takes away is found missing at the next start.
         entries = [done[chunk] for chunk in sorted(done)]
         bad = {i: reason for e in entries for i, reason in e["bad"].items()}
         sums = [e["sha256"] for e in entries]

@@ -29,7 +29,7 @@ from classic_cnns.errors import DataError
 from classic_cnns.sharding import replicate, shard_batch, shard_parts
 
 HostBatch = dict[str, np.ndarray]
-ALIGNMENT = 64  # bytes
+ALIGNMENT = 64  # bytes, of memory that a CPU device takes without a copy
 BLOCK = 16  # steps whose images are chosen at a time
 
 
@@ -53,14 +53,13 @@ class ResidentLoader:
         self.size, self.batch_size, self.mesh = len(split), batch_size, mesh
         self.order = _order(split, batch_size, seed, balanced)
         self.data: Batch = replicate({"image": split.images, "label": split.labels}, mesh)
-        self._block = functools.lru_cache(2)(lambda number: self.order.steps(BLOCK * number, BLOCK))
+        self._step = _step_by_step(self.order)
         self.bad: dict[str, str] = {}
 
     def train(self, step: int, count: int = 1) -> Batch:
         """Item of one step, or of `count` steps with a leading axis."""
         if count == 1:
-            number, row = divmod(step, BLOCK)
-            index, epoch = (array[row] for array in self._block(number))
+            index, epoch = self._step(step)
         else:
             index, epoch = self.order.steps(step, count)
         axis = int(count > 1)
@@ -118,7 +117,7 @@ class StreamLoader:
         self.skip = on_bad_image == "skip"
         self.max_bad = max_bad_fraction * self.size
         self.order = _order(split, batch_size, seed, balanced)
-        self._block = functools.lru_cache(2)(lambda number: self.order.steps(BLOCK * number, BLOCK))
+        self._step = _step_by_step(self.order)
         process, count = host or (jax.process_index(), jax.process_count())
         self.mine = slice(batch_size * process // count, batch_size * (process + 1) // count)
         self.data: Batch = {}
@@ -142,8 +141,7 @@ class StreamLoader:
 
     def train_batch(self, step: int) -> HostBatch:
         """This process's part of the batch of one step, as host arrays."""
-        number, row = divmod(step, BLOCK)
-        index, epoch = (array[row, self.mine].copy() for array in self._block(number))
+        index, epoch = (array[self.mine].copy() for array in self._step(step))
         draws = None
         if self.crop_scale and self.split.encoded:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, step]))
@@ -252,6 +250,17 @@ def _order(split: Split, batch_size: int, seed: int, balanced: bool) -> Order:
     if balanced:
         return Order.balanced(split.labels, batch_size, seed)
     return Order(len(split), batch_size, seed)
+
+
+def _step_by_step(order: Order) -> Callable[[int], tuple[np.ndarray, np.ndarray]]:
+    """`order.step`, with those of the same `BLOCK` kept: not to be written to."""
+    block = functools.lru_cache(2)(lambda number: order.steps(BLOCK * number, BLOCK))
+
+    def step(number: int) -> tuple[np.ndarray, np.ndarray]:
+        index, epoch = block(number // BLOCK)
+        return index[number % BLOCK], epoch[number % BLOCK]
+
+    return step
 
 
 def _padded(start: int, batch_size: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -65,9 +65,7 @@ def conv(
         return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
     if x.shape[2] * c * o <= _BAND_LIMIT:
         return _banded_conv(x, kernel, strides, padding)
-    if _covers(x.shape[1], kh, strides[0], padding[0]) and _covers(
-        x.shape[2], kw, strides[1], padding[1]
-    ):
+    if all(map(_covers, x.shape[1:3], (kh, kw), strides, padding)):
         return _dense_conv(x, kernel, strides, padding)
     if _out_size(x.shape[1], kh, strides[0], padding[0]) <= _SMALL_MAP:
         return _patches_conv(x, kernel, strides, padding)
