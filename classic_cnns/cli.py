@@ -177,8 +177,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     mesh = create_mesh()
     check_batch_size(args.batch_size, mesh)
     loader = create_loader(split, args.batch_size, seed=0, mesh=mesh, preprocess=dataset.preprocess)
-    flip = rundir.read_json(args.workdir / "config.json").get("test_time_flip") is True
-    result = evaluate_run(run, loader, dataset.num_classes, flip)
+    config = rundir.read_json(args.workdir / "config.json")
+    shift = config.get("test_time_shift")
+    views = config.get("test_time_flip") is True, shift if isinstance(shift, int) else 0
+    result = evaluate_run(run, loader, dataset.num_classes, *views)
     print("RESULT " + json.dumps({"split": args.split, "images": len(split), **result}))
 
 

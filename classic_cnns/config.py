@@ -110,6 +110,8 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         problems.append(f"optimizer.sam_rho is {config.optimizer.sam_rho}. Fix: 0 or more")
     if not 0 <= config.ema_decay < 1:
         problems.append(f"ema_decay is {config.ema_decay}. Fix: 0 or more, below 1")
+    if config.test_time_shift < 0:
+        problems.append(f"test_time_shift is {config.test_time_shift}. Fix: 0 or more")
     early = config.early_stopping
     if config.optimizer.schedule_free and (config.ema_decay or config.optimizer.lookahead_steps):
         problems.append("optimizer.schedule_free averages. Fix: no ema_decay, no lookahead_steps")
@@ -249,10 +251,9 @@ def optimizer_from(
     schedule = schedule or create_schedule(
         learning_rate=rate, total_steps=spans.total, warmup_steps=spans.warmup, **settings
     )
-    own = (
-        "name", "learning_rate", "learning_rate_per", "sam_rho", "lookahead_steps",
-        "lookahead_rate", "schedule_free", "options",
-    )  # fmt: skip
+    ahead = {k: config.optimizer[f"lookahead_{k}"] for k in ("steps", "rate", "final_rate")}
+    own = ["name", "learning_rate", "learning_rate_per", "sam_rho", "schedule_free", "options"]
+    own += [f"lookahead_{k}" for k in ahead]
     options = {k: v for k, v in config.optimizer.items() if k not in own}
     if numbers and config.optimizer.weight_decay:  # none at all is another program
         options["weight_decay"] = numbers.weight_decay
@@ -263,8 +264,8 @@ def optimizer_from(
         tx = create_optimizer(name, schedule, **options)
     if config.schedule.name == "plateau":
         tx = optax.chain(tx, scale_by_plateau())
-    if config.optimizer.lookahead_steps:  # around all that scales updates
-        tx = lookahead(tx, config.optimizer.lookahead_steps, config.optimizer.lookahead_rate)
+    if ahead["steps"]:  # around all that scales updates
+        tx = lookahead(tx, **ahead, total_steps=spans.total)
     if config.model.dtype == "float16":
         tx = precision.dynamic_loss_scale(tx)
     return tx, schedule

@@ -21,19 +21,26 @@ from classic_cnns.train_state import TrainState
 
 
 def create_evaluate(
-    model: nn.Module, *, mean: Sequence[float], std: Sequence[float], flip: bool = False
+    model: nn.Module,
+    flip: bool = False,
+    shift: int = 0,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Callable[..., dict[str, Any] | None]:
     """A function of (state, loader, stop=None) that evaluates a whole split; compiled once per
     shape.
 
     It returns {"loss", "accuracy", "accuracy_top5", "balanced_accuracy"} and "recall", a list with
     that of each class; every image counts once, whatever the batch size. `stop`, a function, is
-    called before each batch; when it is true, the result is None. For `flip` see `eval_step`.
+    called before each batch; when it is true, the result is None. For `flip` and
+    `shift` see `eval_step`.
     """
 
     def one(state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
         batch = fetch(data, item)
-        return eval_step(state, batch, model=model, mean=mean, std=std, flip=flip)
+        views = {"flip": flip, "shift": shift}
+        return eval_step(state, batch, model=model, mean=mean, std=std, **views)
 
     def add(sums: EvalMetrics, state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
         return sums.merge(one(state, data, item))
@@ -63,7 +70,7 @@ def create_evaluate(
 
 
 def evaluate_run(
-    run: LoadedRun, loader: Loader, num_classes: int, flip: bool = False
+    run: LoadedRun, loader: Loader, num_classes: int, flip: bool = False, shift: int = 0
 ) -> dict[str, Any]:
     """What `create_evaluate` says of a loaded run on a split, with the run's mean and deviation.
 
@@ -81,7 +88,8 @@ def evaluate_run(
         batch_stats=run.variables["batch_stats"],
         opt_state=(),
     )
-    evaluate = create_evaluate(run.model, mean=preprocess.mean, std=preprocess.std, flip=flip)
+    mean, std = preprocess.mean, preprocess.std
+    evaluate = create_evaluate(run.model, flip, shift, mean=mean, std=std)
     values = evaluate(state, loader)
     assert values is not None
     return values

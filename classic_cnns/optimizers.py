@@ -201,22 +201,32 @@ class LookaheadState(NamedTuple):
 
 
 def lookahead(
-    tx: optax.GradientTransformation, steps: int, rate: float = 0.5
+    tx: optax.GradientTransformation,
+    steps: int,
+    rate: float = 0.5,
+    *,
+    final_rate: float = 0.0,
+    total_steps: int = 0,
 ) -> optax.GradientTransformation:
     """Slow weights that follow those of `tx` (Zhang et al. 2019, algorithm 1).
 
     After each `steps` updates of `tx` the slow weights go the share `rate` of the way to the fast
     ones, which go on from there. What is trained and evaluated are the fast weights; after a
-    multiple of `steps` both are the same.
+    multiple of `steps`, and after `total_steps`, both are the same.
+
+    With `final_rate` the share goes from `rate` to it with the cube of the part of `total_steps`
+    that is done (Jordan 2024, arXiv:2404.00498, where it goes from 1 to 0.23).
 
     Raises:
         ConfigError: fewer than one step, or a rate that is no share.
     """
-    if steps < 1 or not 0 < rate <= 1:
+    if steps < 1 or not 0 < rate <= 1 or not 0 <= final_rate <= 1:
         raise ConfigError(
-            f"optimizer.lookahead_steps is {steps}, lookahead_rate {rate}. Fix: steps of 1 or more "
-            "and a share above 0, up to 1"
+            f"optimizer.lookahead_steps is {steps}, lookahead_rate {rate}, lookahead_final_rate "
+            f"{final_rate}. Fix: steps of 1 or more and shares above 0, up to 1 (final: 0 = none)"
         )
+    if final_rate and total_steps < 1:
+        raise ConfigError("lookahead with a final_rate needs the length of training: total_steps")
 
     def init(params: Any) -> LookaheadState:
         # A copy: the buffers of the parameters are donated.
@@ -226,9 +236,12 @@ def lookahead(
     def update(updates: Any, state: LookaheadState, params: Any = None) -> Any:
         updates, inner = tx.update(updates, state.inner, params)
         done = state.done + 1
-        meet = done % steps == 0
+        meet = (done % steps == 0) | (done == total_steps)
+        share = rate
+        if final_rate:
+            share = rate + (final_rate - rate) * (jnp.minimum(done, total_steps) / total_steps) ** 3
         slow = jax.tree.map(
-            lambda slow, p, u: jnp.where(meet, slow + rate * (p + u - slow), slow),
+            lambda slow, p, u: jnp.where(meet, slow + share * (p + u - slow), slow),
             state.slow,
             params,
             updates,

@@ -173,17 +173,31 @@ def eval_step(
     mean: Sequence[float],
     std: Sequence[float],
     flip: bool = False,
+    shift: int = 0,
 ) -> EvalMetrics:
     """Sums over one batch; "mask" (N,) is 0 for padding and 1 otherwise.
 
-    With `flip`, logits are the mean of those of each image and of its mirror image.
+    With `flip`, logits are the mean of those of each image and of its mirror image. With `shift`,
+    half of that, and a quarter each of the image shifted by so many pixels to the upper left and
+    to the lower right, with its reflection at the edges (Jordan 2024, arXiv:2404.00498).
     """
     images = normalize(batch["image"], mean, std)
-    logits = model.apply(state.variables, images, train=False)
-    assert isinstance(logits, jax.Array)
-    if flip:
-        mirrored = model.apply(state.variables, images[:, :, ::-1], train=False)
-        logits = (logits + mirrored) / 2  # type: ignore[operator]
+
+    def apply(images: jax.Array) -> jax.Array:
+        logits = model.apply(state.variables, images, train=False)
+        assert isinstance(logits, jax.Array)
+        return logits
+
+    def view(images: jax.Array) -> jax.Array:
+        return (apply(images) + apply(images[:, :, ::-1])) / 2 if flip else apply(images)
+
+    logits = view(images)
+    if shift:
+        edges = ((0, 0), (shift, shift), (shift, shift), (0, 0))
+        padded = jnp.pad(images, edges, mode="reflect")
+        twice = 2 * shift
+        shifted = view(padded[:, twice:, twice:]) + view(padded[:, :-twice, :-twice])
+        logits = logits / 2 + shifted / 4
     return EvalMetrics.single_from_model_output(
         loss=cross_entropy(logits, batch["label"]),
         logits=logits,

@@ -158,14 +158,14 @@ def _train(
             bound = config, dataset, model, tx, augment, loss, config.ema_decay, numbers.seed
             return train_on(*tree, step=bind_step(*bound))
 
-        evaluate = create_evaluate(model, mean=mean, std=std, flip=config.test_time_flip)
+        views = config.test_time_flip, config.test_time_shift
+        evaluate = create_evaluate(model, *views, mean=mean, std=std)
         loaders = config_lib.loaders_from(config, dataset, mesh)
 
         # ---- loop
         display = Display(spans.total)
         lines = describe(config, dataset, model, state, mesh, spans, workdir, step)
-        lines += start.describe(report)
-        lines += [f"WARNING {text}" for text in dataset.warnings]
+        lines += [*start.describe(report), *(f"WARNING {text}" for text in dataset.warnings)]
         lines += [f"changed    {line}" for line in changes or ()]
         del start, given  # as large as the network
         display.print_all(lines)

@@ -1,4 +1,4 @@
-"""CIFAR-10 in a dozen epochs, 93.6 %: the network and recipe of Jordan 2024 (arXiv:2404.00498).
+"""CIFAR-10 in 14 epochs: the network and recipe of Jordan 2024 (arXiv:2404.00498).
 
 python main.py --config=configs/cifar10_fast.py
 """
@@ -18,21 +18,24 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     if config.augment.flip == "random":
         config.augment.flip = "alternating"
     config.test_time_flip = config.augment.flip != "none"
+    config.test_time_shift = 1
     config.batch_size = 1024
     # The paper's 9.9 epochs are of 50,000 images, with crops in testing, too.
-    config.num_epochs = 12.0
+    config.num_epochs = 14.0
     config.data.val_fraction = 0.02
-    config.eval_every_epochs = 3.0
+    config.eval_every_epochs = 3.5
     config.label_smoothing = 0.2
     config.optimizer.learning_rate = 1.5
     config.optimizer.momentum = 0.85
     config.optimizer.weight_decay = DECAY
     config.optimizer.lookahead_steps = 5
+    config.optimizer.lookahead_rate = 1.0
+    config.optimizer.lookahead_final_rate = 0.23
     config.optimizer.rules = (
         ("^whiten/kernel|/scale$", {"frozen": True}),
         ("^bn.*/bias$", {"lr": 64.0, "weight_decay": DECAY / 64}),
     )
     config.schedule.name = "linear"
-    config.schedule.warmup_epochs = 2.3
+    config.schedule.warmup_epochs = 2.8
     config.schedule.final_factor = 0.07
     return config

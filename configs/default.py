@@ -149,6 +149,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.optimizer.lookahead_steps = 0
     # See lookahead_steps.
     config.optimizer.lookahead_rate = 0.5
+    # Where lookahead_rate gets at the end of the training, with the cube of the share that is done;
+    # 0 = it stays.
+    config.optimizer.lookahead_final_rate = 0.0
     # Schedule-free (Defazio et al. 2024), in place of a falling rate: the share of the average in
     # where gradients are taken (0.9, say); 0 = off. With schedule.name="constant", without
     # ema_decay: its average is evaluated as those are.
@@ -206,6 +209,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
 
     # Validation and test take the mean of the logits of each image and its mirror image.
     config.test_time_flip = False
+    # The same with shifts by so many pixels, up-left and down-right, which count as much as the
+    # image in its place; 0 = off.
+    config.test_time_shift = 0
 
     # Steps between two records of the training loss.
     config.log_every_steps = 50

@@ -100,8 +100,9 @@ def test_encoded_images_give_the_filters_of_decoded_ones(tmp_path):
 
 def test_mirrored_logits_are_averaged():
     model = create_model("airbench94")
-    images = jax.random.randint(jax.random.key(0), (8, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+    images = jax.random.randint(jax.random.key(0), (8, 12, 12, 3), 0, 256).astype(jnp.uint8)
+    variables = model.init(jax.random.key(1), jnp.zeros((1, 12, 12, 3)))
+    variables["params"]["head"]["kernel"] *= 100  # logits far apart
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], ())
     batch = {"image": images, "label": jnp.arange(8), "mask": jnp.ones(8)}
     settings = {"model": model, "mean": (0.0,) * 3, "std": (1.0,) * 3}
@@ -115,6 +116,16 @@ def test_mirrored_logits_are_averaged():
     logits = [model.apply(variables, b["image"] / 255.0) for b in (batch, mirrored)]
     expected = -jax.nn.log_softmax(sum(logits) / 2)[jnp.arange(8), jnp.arange(8)].mean()
     assert loss(batch, flip=True) == pytest.approx(float(expected), rel=1e-5)
+
+    def view(down, right):
+        padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        moved = padded[:, 1 + down : 13 + down, 1 + right : 13 + right] / 255.0
+        return sum(model.apply(variables, x) for x in (moved, moved[:, :, ::-1])) / 2
+
+    six = view(0, 0) / 2 + view(1, 1) / 4 + view(-1, -1) / 4
+    expected = -jax.nn.log_softmax(six)[jnp.arange(8), jnp.arange(8)].mean()
+    assert loss(batch, flip=True, shift=1) == pytest.approx(float(expected), rel=1e-5)
+    assert loss(batch, flip=True, shift=1) != pytest.approx(loss(batch, flip=True), rel=1e-3)
 
 
 def test_a_mesh_of_eight_gets_the_same_filters():

@@ -108,7 +108,9 @@ class Airbench(nn.Module):
                 x = max_pool(x, 2, 2, impl=self.impl) if number == 1 else x
                 x = norm(x, f"bn{name}")
         x = x.max((1, 2))
-        x = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="head")(x)
+        start = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(±1/√fan_in)
+        settings = {"dtype": self.dtype, "kernel_init": start, "name": "head"}
+        x = nn.Dense(self.num_classes, use_bias=False, **settings)(x)
         return x.astype(jnp.float32) * LOGIT_SCALE
 
 
