@@ -21,6 +21,8 @@ SHAPES = [  # kernel, stride, padding, channels in, channels out, height, width
     (3, 2, 1, 70, 64, 2, 1),
     (5, 1, 2, 60, 50, 3, 2),
     (3, 1, 1, 60, 50, 3, 2),
+    (5, 1, 2, 60, 50, 4, 4),
+    (3, 3, 4, 60, 50, 1, 2),  # some outputs see padding alone
 ]
 LOWERINGS = {
     "auto": lambda x, k, s, p: lowering.conv(x, k, strides=s, padding=p),
@@ -79,6 +81,8 @@ def test_auto_chooses_by_shape(monkeypatch):
 
     assert "conv_general_dilated" not in text(64, 256, 8, 1)
     assert "conv_general_dilated" not in text(3, 6, 32, 5)
+    assert "pad" not in text(64, 192, 4, 5, padding=((2, 2), (2, 2)))  # pixels
+    assert "pad" in text(64, 64, 4, 3, padding=((1, 1), (1, 1)))  # patches
     assert "custom_jvp" in text(64, 64, 32, 3, padding=((1, 1), (1, 1)))
     assert "custom_jvp" not in text(64, 64, 32, 3, impl="lax")
 

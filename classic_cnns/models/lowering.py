@@ -6,8 +6,8 @@ XLA:CPU's own choices are slow for some shapes (docs/performance.md has the figu
 * a convolution of few channels is one matrix product, with the kernel laid out as a banded
   (Toeplitz) matrix that gives a few neighbouring outputs at once;
 * a convolution onto a map of a few pixels is one product with its patches, since XLA falls back to
-  a naive loop where the map is smaller than the kernel; and one product a pixel where each reads
-  the whole map (3×3 on 2×2 or 1×1), with the part of the kernel that is not over padding;
+  a naive loop where the map is smaller than the kernel; and there (3×3 on 2×2, 5×5 on 4×4) one
+  product a pixel, with the part of the kernel that is not over padding;
 * the weight gradient of any other convolution is summed over slices of the batch that fit the
   cache, because XLA transposes the whole activation for it.
 
@@ -65,9 +65,10 @@ def conv(
         return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
     if x.shape[2] * c * o <= _BAND_LIMIT:
         return _banded_conv(x, kernel, strides, padding)
-    if all(map(_covers, x.shape[1:3], (kh, kw), strides, padding)):
-        return _dense_conv(x, kernel, strides, padding)
-    if _out_size(x.shape[1], kh, strides[0], padding[0]) <= _SMALL_MAP:
+    h_out, w_out = map(_out_size, x.shape[1:3], (kh, kw), strides, padding)
+    if kh >= x.shape[1] and kw >= x.shape[2] and max(h_out, w_out) <= _SMALL_MAP:
+        return _pixels_conv(x, kernel, strides, padding)
+    if h_out <= _SMALL_MAP:
         return _patches_conv(x, kernel, strides, padding)
     if jax.device_count() > 1:  # slices of a batch that is spread over devices would move it
         return _lax_conv(x, kernel, strides, padding)
@@ -121,24 +122,20 @@ def _out_size(size: int, kernel: int, stride: int, padding: Pair) -> int:
     return (size + sum(padding) - kernel) // stride + 1
 
 
-def _covers(size: int, kernel: int, stride: int, padding: Pair) -> bool:
-    """Whether every place of the kernel covers all pixels along one axis."""
-    last = (_out_size(size, kernel, stride, padding) - 1) * stride
-    return last <= padding[0] <= kernel - size
-
-
-def _dense_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Where every output pixel reads the whole image: a product of it with the part of the kernel
-    that lies on it, for each; the patches would be mostly padding.
+def _pixels_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
+    """Every output pixel is the part of the image under the kernel @ the part of the kernel that
+    lies on the image, a product each; the patches would be mostly padding.
     """
-    n, h, w, c = x.shape
-    o = kernel.shape[3]
-    h_out = _out_size(h, kernel.shape[0], strides[0], padding[0])
-    w_out = _out_size(w, kernel.shape[1], strides[1], padding[1])
-    flat, pixels = x.reshape(n, h * w * c), []
+    n, h, w, _ = x.shape
+    kh, kw, _, o = kernel.shape
+    h_out = _out_size(h, kh, strides[0], padding[0])
+    w_out = _out_size(w, kw, strides[1], padding[1])
+    pixels = []
     for row, col in np.ndindex(h_out, w_out):
-        top, left = padding[0][0] - row * strides[0], padding[1][0] - col * strides[1]
-        pixels.append(flat @ kernel[top : top + h, left : left + w].reshape(h * w * c, o))
+        top, left = row * strides[0] - padding[0][0], col * strides[1] - padding[1][0]
+        image = x[:, max(top, 0) : max(top + kh, 0), max(left, 0) : max(left + kw, 0)]
+        weights = kernel[max(-top, 0) : max(h - top, 0), max(-left, 0) : max(w - left, 0)]
+        pixels.append(image.reshape(n, -1) @ weights.reshape(-1, o))
     return jnp.stack(pixels, axis=1).reshape(n, h_out, w_out, o)
 
 
