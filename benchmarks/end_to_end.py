@@ -45,7 +45,7 @@ def ours(args, classes):
     from classic_cnns.data.preprocess import Preprocess
     from classic_cnns.data.splits import Split
     from classic_cnns.sharding import create_mesh, replicate
-    from classic_cnns.steps import Progress, train_on, train_step
+    from classic_cnns.steps import JitStep, Progress, train_on, train_step
     from classic_cnns.train_state import create_train_state
 
     mesh, shape = create_mesh(), (args.side, args.side, 3)
@@ -57,7 +57,7 @@ def ours(args, classes):
     augment = create_augment(flip="random", crop_padding=0 if args.folder else 4)
     model, tx = create_model(args.network, classes), optax.sgd(0.01, 0.9, nesterov=True)
     step = functools.partial(train_step, model=model, tx=tx, mean=MEAN, std=STD, augment=augment)
-    train = jax.jit(functools.partial(train_on, step=step), donate_argnums=(0, 1))
+    train = JitStep(functools.partial(train_on, step=step))
     state = create_train_state(model, tx, shape, seed=0, mesh=mesh)
     tree = [state, replicate(Progress.empty(), mesh)]
 

@@ -33,7 +33,7 @@ from classic_cnns.data import Split
 from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.models.macs import count_macs
 from classic_cnns.sharding import create_mesh, replicate
-from classic_cnns.steps import Progress, train_on, train_step
+from classic_cnns.steps import JitStep, Progress, train_on, train_step
 from classic_cnns.train_state import create_train_state
 
 ROOT = Path(__file__).parents[1]
@@ -148,7 +148,7 @@ def dispatch(name, smoke):
     model = create_model(name, 10, dtype=jnp.bfloat16)
     tx = optax.sgd(0.01, momentum=0.9)
     one = functools.partial(train_step, model=model, tx=tx, mean=(0.5,) * 3, std=(0.25,) * 3)
-    train = jax.jit(functools.partial(train_on, step=one), donate_argnums=(0, 1))
+    train = JitStep(functools.partial(train_on, step=one))
     state = create_train_state(model, tx, (32, 32, 3), seed=0, mesh=mesh)
     progress = replicate(Progress.empty(), mesh)
     speed = {}

@@ -25,7 +25,7 @@ from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data import create_dataset
 from classic_cnns.data.loaders import create_loader
 from classic_cnns.sharding import create_mesh
-from classic_cnns.steps import Progress, train_on, train_step
+from classic_cnns.steps import JitStep, Progress, train_on, train_step
 from classic_cnns.train_state import create_train_state
 
 
@@ -73,7 +73,7 @@ def epochs(data, rounds, folder):
     step = functools.partial(
         train_step, model=model, tx=tx, mean=mean, std=std, augment=None, seed=0
     )
-    train = jax.jit(functools.partial(train_on, step=step), donate_argnums=(0, 1))
+    train = JitStep(functools.partial(train_on, step=step))
     length = len(dataset.train) // 128
     wall, cpu = {True: [], False: []}, {True: [], False: []}
     at = 0

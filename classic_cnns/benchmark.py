@@ -17,7 +17,7 @@ from classic_cnns.fit_batch import peak_bytes
 from classic_cnns.models import create_model
 from classic_cnns.models.macs import count_macs
 from classic_cnns.sharding import create_mesh
-from classic_cnns.steps import eval_step, train_step
+from classic_cnns.steps import JitStep, eval_step, train_step
 from classic_cnns.train_state import TrainState, create_train_state
 
 CHANNEL: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
@@ -65,13 +65,14 @@ def measure(
     first_eval = time.perf_counter() - start
     evaluated = _speed(lambda: infer(state, batch), batch_size, gmacs, seconds)
     start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-    holder = [compiled(state, batch)]
+    jit = JitStep(step)
+    compiled = jit.jitted.lower(*jit.split(state), batch).compile()
+    holder = [compiled(*jit.split(state), batch)]
     jax.block_until_ready(holder)
     first_step = time.perf_counter() - start
 
     def train() -> Any:
-        holder[0] = compiled(holder[0], batch)
+        holder[0] = compiled(*jit.split(holder[0]), batch)
         return holder[0]
 
     trained = _speed(train, batch_size, 3 * gmacs, seconds)

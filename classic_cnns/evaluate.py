@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,8 +40,8 @@ def create_evaluate(
 
     def one(state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
         batch = fetch(data, item)
-        views = {"flip": flip, "shift": shift}
-        return eval_step(state, batch, model=model, mean=mean, std=std, **views)
+        views = functools.partial(eval_step, flip=flip, shift=shift)
+        return views(state, batch, model=model, mean=mean, std=std)
 
     def add(sums: EvalMetrics, state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
         return sums.merge(one(state, data, item))

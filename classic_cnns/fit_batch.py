@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from classic_cnns.data.sources import free_memory
-from classic_cnns.steps import fetch
+from classic_cnns.steps import JitStep, fetch
 from classic_cnns.task import Task
 from classic_cnns.train_state import abstract_train_state
 
@@ -42,7 +42,8 @@ def step_bytes(task: Task, tx: optax.GradientTransformation, batch_size: int) ->
         new, out = step(state, fetch(data, item))
         return new, out["loss"].mean()
 
-    return peak_bytes(jax.jit(one, donate_argnums=0).lower(state, data, item).compile())
+    jit = JitStep(one)
+    return peak_bytes(jit.jitted.lower(*jit.split(state), data, item).compile())
 
 
 def peak_bytes(compiled: Any) -> int:

@@ -237,9 +237,8 @@ def lookahead(
         updates, inner = tx.update(updates, state.inner, params)
         done = state.done + 1
         meet = (done % steps == 0) | (done == total_steps)
-        share = rate
-        if final_rate:
-            share = rate + (final_rate - rate) * (jnp.minimum(done, total_steps) / total_steps) ** 3
+        past = jnp.minimum(done, total_steps) / total_steps if final_rate else 0.0
+        share = rate + (final_rate - rate) * past**3
         slow = jax.tree.map(
             lambda slow, p, u: jnp.where(meet, slow + share * (p + u - slow), slow),
             state.slow,

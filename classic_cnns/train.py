@@ -27,7 +27,7 @@ from classic_cnns.metrics import EpochSums
 from classic_cnns.numbers import Numbers, numbers_from
 from classic_cnns.progress import decoding_bar
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
-from classic_cnns.steps import Progress, fetch, train_on
+from classic_cnns.steps import JitStep, Progress, fetch, train_on
 from classic_cnns.task import bind_step, from_images
 from classic_cnns.timing import Clock, Stopwatch, summarize
 from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
@@ -151,7 +151,7 @@ def _train(
         one_step = bind_step(config, dataset, model, tx, augment, loss, config.ema_decay)
         numbers = replicate(numbers_from(config, notes.rate_scale), mesh)
 
-        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        @JitStep
         def train(*tree: Any, numbers: Numbers) -> Any:
             tx = config_lib.optimizer_from(config, spans, numbers=numbers)[0]
             augment = config_lib.augment_from(config, dataset, numbers.seed)

@@ -16,7 +16,7 @@ from classic_cnns.errors import ConfigError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.models import create_model
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
-from classic_cnns.steps import Progress, eval_step, train_on, train_step
+from classic_cnns.steps import JitStep, Progress, eval_step, train_on, train_step
 from classic_cnns.train_state import create_train_state
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
@@ -45,7 +45,7 @@ def setup(name="lenet5", devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, 
     return (
         state,
         replicate(Progress.empty(), mesh),
-        jax.jit(counted, donate_argnums=(0, 1)),
+        JitStep(counted),
         loader,
         traces,
     )
