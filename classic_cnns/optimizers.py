@@ -226,7 +226,9 @@ def lookahead(
             f"{final_rate}. Fix: steps of 1 or more and shares above 0, up to 1 (final: 0 = none)"
         )
     if final_rate and total_steps < 1:
-        raise ConfigError("lookahead with a final_rate needs the length of training: total_steps")
+        raise ConfigError(
+            "lookahead with a final_rate. Fix: total_steps, the length of the training"
+        )
 
     def init(params: Any) -> LookaheadState:
         # A copy: the buffers of the parameters are donated.

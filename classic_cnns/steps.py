@@ -265,12 +265,12 @@ class JitStep:
     """
 
     def __init__(self, step: Callable[..., Any]) -> None:
-        @functools.partial(jax.jit, donate_argnums=0)
-        def jitted(given: TrainState, kept: Any, *args: Any, **kwargs: Any) -> Any:
+        def whole(given: TrainState, kept: Any, *args: Any, **kwargs: Any) -> Any:
             state = given if kept is None else dataclasses.replace(given, params=kept)
             return step(state, *args, **kwargs)
 
-        self.jitted = jitted
+        whole.__name__ = getattr(step, "__name__", "train")  # that of the program on disk
+        self.jitted = jax.jit(whole, donate_argnums=0)
 
     def __call__(self, state: TrainState, *args: Any, **kwargs: Any) -> Any:
         """The step's result."""
