@@ -66,7 +66,7 @@ def measure(
     evaluated = _speed(lambda: infer(state, batch), batch_size, gmacs, seconds)
     start = time.perf_counter()
     jit = JitStep(step)
-    compiled = jit.jitted.lower(*jit.split(state), batch).compile()
+    compiled = jit.lower(state, batch).compile()
     holder = [compiled(*jit.split(state), batch)]
     jax.block_until_ready(holder)
     first_step = time.perf_counter() - start

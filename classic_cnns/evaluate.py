@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -40,8 +39,7 @@ def create_evaluate(
 
     def one(state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
         batch = fetch(data, item)
-        views = functools.partial(eval_step, flip=flip, shift=shift)
-        return views(state, batch, model=model, mean=mean, std=std)
+        return eval_step(state, batch, model=model, mean=mean, std=std, flip=flip, shift=shift)
 
     def add(sums: EvalMetrics, state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
         return sums.merge(one(state, data, item))

@@ -42,8 +42,7 @@ def step_bytes(task: Task, tx: optax.GradientTransformation, batch_size: int) ->
         new, out = step(state, fetch(data, item))
         return new, out["loss"].mean()
 
-    jit = JitStep(one)
-    return peak_bytes(jit.jitted.lower(*jit.split(state), data, item).compile())
+    return peak_bytes(JitStep(one).lower(state, data, item).compile())
 
 
 def peak_bytes(compiled: Any) -> int:

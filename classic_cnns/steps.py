@@ -276,6 +276,10 @@ class JitStep:
         """The step's result."""
         return self.jitted(*self.split(state), *args, **kwargs)
 
+    def lower(self, state: TrainState, *args: Any) -> Any:
+        """As of `jax.jit`; what it compiles to is called with `split(state)` in place of the state."""
+        return self.jitted.lower(*self.split(state), *args)
+
     @staticmethod
     def split(state: TrainState) -> tuple[TrainState, Any]:
         """The first two arguments of `jitted`: what is given away, and the parameters or None."""

@@ -20,7 +20,7 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config.test_time_flip = config.augment.flip != "none"
     config.test_time_shift = 1
     config.batch_size = 1024
-    # The paper's 9.9 epochs are of 50,000 images, with crops in testing, too.
+    # The paper has 9.9 epochs of 50,000 images.
     config.num_epochs = 14.0
     config.data.val_fraction = 0.02
     config.eval_every_epochs = 3.5

@@ -110,7 +110,7 @@ def test_lookahead_goes_part_of_the_way_every_second_step():
 
     same(run(lookahead(create_optimizer("sgd", 0.1, nesterov=False), 2, 0.3)), by_hand(step))
 
-    def rising(p, g, memory, t, decayed):
+    def falling(p, g, memory, t, decayed):
         slow = memory.setdefault("slow", p)
         p = p - 0.1 * g
         if t in (2, 3):  # the last step counts, too
@@ -118,7 +118,7 @@ def test_lookahead_goes_part_of_the_way_every_second_step():
         return p
 
     tx = create_optimizer("sgd", 0.1, momentum=0.0)
-    same(run(lookahead(tx, 2, 0.9, final_rate=0.3, total_steps=3)), by_hand(rising))
+    same(run(lookahead(tx, 2, 0.9, final_rate=0.3, total_steps=3)), by_hand(falling))
     with pytest.raises(ConfigError, match="total_steps"):
         lookahead(tx, 2, final_rate=0.3)
     for wrong in ((0, 0.5), (2, 0.0), (2, 1.5)):
