@@ -277,7 +277,7 @@ class JitStep:
         return self.jitted(*self.split(state), *args, **kwargs)
 
     def lower(self, state: TrainState, *args: Any) -> Any:
-        """As of `jax.jit`; what it compiles to is called with `split(state)` in place of the state."""
+        """As of `jax.jit`; what it compiles to takes `split(state)` in place of the state."""
         return self.jitted.lower(*self.split(state), *args)
 
     @staticmethod
