@@ -2,8 +2,9 @@
 
     python benchmarks/train_results.py --data-root DATA --hardware 'AMD EPYC, 2 cores' [ROW…]
 
-All rows by default, or with --missing those that have no result yet.
-DATA holds a directory a dataset. A run that is complete is not repeated and one that was stopped
+All rows by default, or with --missing those that have no result yet; with --add-seeds 1 2 further
+seeds of a row that has one. DATA holds a directory a dataset; that of images_set has train and
+test. A run that is complete is not repeated and one that was stopped
 goes on, so the same command finishes what a kill left. The best epoch is chosen on validation
 images; the test images are looked at once, by each training at its end.
 """
@@ -44,6 +45,7 @@ def main():
     parser.add_argument("--runs", type=Path, default=Path("runs/results"))
     parser.add_argument("--missing", action="store_true", help="rows without a result alone")
     parser.add_argument("--hardware", required=True, help="in words: AMD EPYC, 2 cores")
+    parser.add_argument("--add-seeds", type=int, nargs="+", default=[], metavar="SEED")
     args = parser.parse_args()
     path = ROOT / "results" / "results.json"
     table = results.read(path)
@@ -51,14 +53,18 @@ def main():
         row = table[name]
         if args.missing and row.get("accuracy"):
             continue
-        workdirs = [args.runs / f"{name}-seed{seed}" for seed in row["seeds"]]
+        folder = args.data_root / row["data"]
+        if row["data"] == "images_set" and not (folder / "test").is_dir():
+            parser.error(f"{folder}: no test folder, and val is what epochs are chosen on")
+        seeds = args.add_seeds or row["seeds"]
+        workdirs = [args.runs / f"{name}-seed{seed}" for seed in seeds]
         summaries = [
             train(row, seed, workdir, args.data_root)
-            for seed, workdir in zip(row["seeds"], workdirs, strict=True)
+            for seed, workdir in zip(seeds, workdirs, strict=True)
         ]
         logs = ROOT / "results" / name
         logs.mkdir(exist_ok=True)
-        for seed, workdir in zip(row["seeds"], workdirs, strict=True):
+        for seed, workdir in zip(seeds, workdirs, strict=True):
             shutil.copy(workdir / "metrics.csv", logs / f"seed{seed}.csv")
         info = json.loads((workdirs[0] / "run.json").read_text())
         # Other rows may have been added by another process meanwhile.
@@ -68,10 +74,14 @@ def main():
             row,
             summaries,
             info,
+            [workdir / "metrics.csv" for workdir in workdirs],
             hardware=args.hardware,
             log=f"results/{name}",
             epochs=config["num_epochs"],
         )
+        if args.add_seeds:
+            accuracy = row["accuracy"] + table[name]["accuracy"]
+            table[name] |= {"seeds": row["seeds"] + seeds, "accuracy": accuracy}
         results.write(path, table)
         (ROOT / "docs" / "results.md").write_text(results.page(table))
         print(f"{name}: {table[name]['accuracy']}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ def read(path: Path) -> dict[str, Row]:
 
     A row has "config" (FILE.py:DATASET), "data", "overrides" (further flags), "seeds" and, once it
     is measured, "accuracy" (of each seed, on the test split), "epochs", "seconds" (the median),
-    "hardware", "versions" and "log".
+    "images_per_sec" (while training; the median over epochs and seeds), "hardware", "versions" and
+    "log".
 
     Raises:
         WorkdirError: missing or malformed.
@@ -48,7 +50,14 @@ def find(table: dict[str, Row], name: str) -> Row:
 
 
 def with_measurements(
-    row: Row, summaries: Sequence[Row], info: Row, *, hardware: str, log: str, epochs: float
+    row: Row,
+    summaries: Sequence[Row],
+    info: Row,
+    curves: Sequence[Path],
+    *,
+    hardware: str,
+    log: str,
+    epochs: float,
 ) -> Row:
     """The row with what its trainings found.
 
@@ -56,6 +65,7 @@ def with_measurements(
         row: with its recipe.
         summaries: result.json of each seed.
         info: run.json of the first.
+        curves: metrics.csv of each seed.
         hardware: in words.
         log: directory of the curves.
         epochs: length of the training.
@@ -64,10 +74,20 @@ def with_measurements(
         "accuracy": [round(s["test_accuracy"], 5) for s in summaries],
         "epochs": epochs,
         "seconds": statistics.median(s["seconds"] for s in summaries),
+        "images_per_sec": training_speed(curves),
         "hardware": hardware,
         "versions": {"python": info["python"]} | info["versions"],
         "log": log,
     }
+
+
+def training_speed(curves: Sequence[Path]) -> float:
+    """Images a second while training, the median over all lines of these metrics.csv."""
+    values = []
+    for path in curves:
+        with path.open(newline="") as file:
+            values += [float(line["images_per_sec"]) for line in csv.DictReader(file)]
+    return round(statistics.median(values), 1)
 
 
 def band(row: Row) -> tuple[float, float]:
@@ -99,20 +119,21 @@ def page(table: dict[str, Row]) -> str:
         "`images_set` stands for Imagenette, ten classes of ImageNet: 8,522 photos to train on,",
         "947 to validate, 3,925 to test.",
         "",
-        "| row | test accuracy | seeds | epochs | wall time of one | hardware | recipe | curves |",
-        "|---|---:|---:|---:|---:|---|---|---|",
+        "| row | test accuracy | seeds | epochs | wall time of one | images/s | hardware | recipe "
+        "| curves |",
+        "|---|---:|---:|---:|---:|---:|---|---|---|",
     ]
     for name, row in table.items():
         recipe = f"`{' '.join((row['config'], *row['overrides']))}`"
         values = row.get("accuracy")
         if not values:
-            lines.append(f"| {name} | not measured | | | | | {recipe} | |")
+            lines.append(f"| {name} | not measured | | | | | | {recipe} | |")
             continue
         spread = f" ± {100 * deviation(values):.2f}" if len(values) > 1 else ""
         accuracy = f"{100 * statistics.mean(values):.2f}{spread} %"
         lines.append(
             f"| {name} | {accuracy} | {len(values)} | {row['epochs']:g} | {row['seconds']:,.0f} s "
-            f"| {row['hardware']}, jax {row['versions']['jax']} | {recipe} "
-            f"| [{row['log']}](../{row['log']}) |"
+            f"| {row['images_per_sec']:,.0f} | {row['hardware']}, jax {row['versions']['jax']} "
+            f"| {recipe} | [{row['log']}](../{row['log']}) |"
         )
     return "\n".join(lines) + "\n"

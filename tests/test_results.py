@@ -27,6 +27,22 @@ def test_the_page_is_the_file_and_the_curves_are_there():
                 assert row["epochs"] - step < done <= row["epochs"] + 1e-9, name
 
 
+def test_measurements_of_a_row(tmp_path):
+    curves = []
+    for seed, speeds in enumerate(((100, 300), (200, 1000, 250))):
+        curves.append(tmp_path / f"{seed}.csv")
+        curves[-1].write_text("\n".join(["step,images_per_sec", *(f"1,{v}" for v in speeds)]))
+    summaries = [{"test_accuracy": 0.5, "seconds": 10}, {"test_accuracy": 0.25, "seconds": 14}]
+    info = {"python": "3.11", "versions": {"jax": "0"}}
+    row = results.with_measurements(
+        {"config": "c.py"}, summaries, info, curves, hardware="h", log="results/a", epochs=2
+    )
+    assert row["images_per_sec"] == 250
+    assert row["accuracy"] == [0.5, 0.25]
+    assert row["seconds"] == 12
+    assert row["versions"] == {"python": "3.11", "jax": "0"}
+
+
 def test_band():
     row = {"accuracy": [0.90, 0.92, 0.94]}
     assert results.band(row) == pytest.approx((0.86, 0.98))
@@ -36,7 +52,7 @@ def test_band():
         {
             "a": row
             | {"config": "c.py", "overrides": [], "epochs": 1, "seconds": 2, "hardware": "h"}
-            | {"versions": {"jax": "0"}, "log": "results/a"}
+            | {"images_per_sec": 3.0, "versions": {"jax": "0"}, "log": "results/a"}
         }
     )
     with pytest.raises(ConfigError, match="did you mean"):

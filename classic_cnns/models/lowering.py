@@ -3,8 +3,8 @@
 XLA:CPU's own choices are slow for some shapes (docs/performance.md has the figures):
 
 * a 1×1 convolution is a matrix product;
-* a convolution of few channels is one matrix product, with the kernel laid out as a banded
-  (Toeplitz) matrix that gives a few neighbouring outputs at once;
+* a convolution of few channels is a few matrix products that give a block of neighbouring outputs
+  at once, from blocks of input pixels;
 * a convolution onto a map of a few pixels is one product with its patches, since XLA falls back to
   a naive loop where the map is smaller than the kernel; and there (3×3 on 2×2, 5×5 on 4×4) one
   product a pixel, with the part of the kernel that is not over padding;
@@ -29,7 +29,8 @@ Impl = Literal["auto", "lax"]
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
-_BAND_LIMIT = 2_500  # width × channels in × channels out, up to which the banded product wins
+_BLOCK_LIMIT = 2_500  # width × channels in × channels out, up to which products of blocks win
+_BLOCK = 4, 2  # rows and columns of outputs that one of them gives
 _SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
 _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 
@@ -63,8 +64,8 @@ def conv(
     kh, kw, c, o = kernel.shape
     if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
         return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
-    if x.shape[2] * c * o <= _BAND_LIMIT:
-        return _banded_conv(x, kernel, strides, padding)
+    if x.shape[2] * c * o <= _BLOCK_LIMIT and strides == (1, 1):
+        return _blocked_conv(x, kernel, padding)
     h_out, w_out = map(_out_size, x.shape[1:3], (kh, kw), strides, padding)
     if kh >= x.shape[1] and kw >= x.shape[2] and max(h_out, w_out) <= _SMALL_MAP:
         return _pixels_conv(x, kernel, strides, padding)
@@ -88,34 +89,41 @@ def _lax_conv(
     )
 
 
-def _banded_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Each block of neighbouring outputs in a row is [what it reads, flattened] @ band, one product
-    for all blocks.
+def _blocked_conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+    """Stride 1. A block of neighbouring outputs is [the blocks of input it reads, flattened] @ the
+    kernel shifted to each output of the block; one product for each row of blocks that is read.
     """
-    n, _, _, c = x.shape
-    kh, kw, _, o = kernel.shape
-    sh, sw = strides
-    w_out = _out_size(x.shape[2], kw, sw, padding[1])
-    # About as wide as the kernel: a wide band is mostly zeros, of a narrow one the blocks overlap.
-    block = min(range(kw + 1, kw // 2, -1), key=lambda size: -w_out % size)
-    surplus = -w_out % block
-    blocks, read = (w_out + surplus) // block, (block - 1) * sw + kw
-    x = jnp.pad(x, ((0, 0), padding[0], (padding[1][0], padding[1][1] + surplus * sw), (0, 0)))
-    h_out = _out_size(x.shape[1], kh, sh, (0, 0))
-    # place[j, u, v] = 1 where the block's output v reads its input u through kernel column j.
-    place = np.zeros((kw, read, block), np.float32)
-    for j, v in np.ndindex(kw, block):
-        place[j, v * sw + j, v] = 1
-    band = jnp.einsum("ijco,juv->iucvo", kernel, place.astype(kernel.dtype))
-    x = x.reshape(n, x.shape[1], -1)
-    parts = [
-        x[:, i : i + (h_out - 1) * sh + 1 : sh, first : first + read * c]
-        for first in range(0, blocks * block * sw * c, block * sw * c)
-        for i in range(kh)
-    ]
-    rows = jnp.concatenate(parts, axis=-1).reshape(n, h_out, blocks, kh * read * c)
-    out = rows @ band.reshape(kh * read * c, block * o)
-    return out.reshape(n, h_out, w_out + surplus, o)[:, :, :w_out]
+    (n, h, w, c), (kh, kw, _, o) = x.shape, kernel.shape
+    h_out, w_out = _out_size(h, kh, 1, padding[0]), _out_size(w, kw, 1, padding[1])
+    rows, cols = _BLOCK  # outputs a block; input is cut into blocks of the same size
+    h_blocks, w_blocks = -(-h_out // rows), -(-w_out // cols)
+    h_read, w_read = -(-(rows + kh - 1) // rows), -(-(cols + kw - 1) // cols)  # in blocks
+    h_all, w_all = h_blocks + h_read - 1, w_blocks + w_read - 1
+    # What the outputs beyond the last read; rows that no output reads are cut off.
+    (top, _), (left, _) = padding
+    tails = (top, h_all * rows - h - top, 0), (left, w_all * cols - w - left, 0)
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *tails, (0, 0, 0)))
+    x = x.reshape(n, h_all, rows, w_all, cols, c).swapaxes(2, 3)
+    x = x.reshape(n, h_all, w_all, rows * cols * c)
+    x = jnp.concatenate([x[:, :, j : j + w_blocks] for j in range(w_read)], axis=-1)
+    # place[i, u, v] = 1 where the block's output v reads its input u through kernel row (column) i.
+    down, right = _placement(kh, h_read * rows, rows), _placement(kw, w_read * cols, cols)
+    shifted = jnp.einsum(
+        "ijco,iau,jbv->abcuvo", kernel, down.astype(kernel.dtype), right.astype(kernel.dtype)
+    )
+    shifted = shifted.reshape(h_read, rows, w_read, cols, c, rows * cols * o).swapaxes(1, 2)
+    shifted = shifted.reshape(h_read, -1, rows * cols * o)
+    products = (x[:, i : i + h_blocks] @ shifted[i] for i in range(h_read))
+    out = functools.reduce(jnp.add, products)
+    out = out.reshape(n, h_blocks, w_blocks, rows, cols, o).swapaxes(2, 3)
+    return out.reshape(n, h_blocks * rows, w_blocks * cols, o)[:, :h_out, :w_out]
+
+
+def _placement(size: int, read: int, block: int) -> np.ndarray:
+    place = np.zeros((size, read, block), np.float32)
+    for i, v in np.ndindex(size, block):
+        place[i, i + v, v] = 1
+    return place
 
 
 def _out_size(size: int, kernel: int, stride: int, padding: Pair) -> int:
