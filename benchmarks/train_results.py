@@ -56,6 +56,8 @@ def main():
         folder = args.data_root / row["data"]
         if row["data"] == "images_set" and not (folder / "test").is_dir():
             parser.error(f"{folder}: no test folder, and val is what epochs are chosen on")
+        if args.add_seeds and (not row.get("accuracy") or set(args.add_seeds) & set(row["seeds"])):
+            parser.error(f"{name}: --add-seeds takes new seeds of a row that has a result")
         seeds = args.add_seeds or row["seeds"]
         workdirs = [args.runs / f"{name}-seed{seed}" for seed in seeds]
         summaries = [
