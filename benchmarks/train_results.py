@@ -49,15 +49,15 @@ def main():
     args = parser.parse_args()
     path = ROOT / "results" / "results.json"
     table = results.read(path)
-    for name in args.rows or list(table):
-        row = table[name]
-        if args.missing and row.get("accuracy"):
-            continue
-        folder = args.data_root / row["data"]
+    names = [n for n in args.rows or table if not (args.missing and table[n].get("accuracy"))]
+    for name in names:  # before hours of training
+        row, folder = table[name], args.data_root / table[name]["data"]
         if row["data"] == "images_set" and not (folder / "test").is_dir():
             parser.error(f"{folder}: no test folder, and val is what epochs are chosen on")
         if args.add_seeds and (not row.get("accuracy") or set(args.add_seeds) & set(row["seeds"])):
             parser.error(f"{name}: --add-seeds takes new seeds of a row that has a result")
+    for name in names:
+        row = table[name]
         seeds = args.add_seeds or row["seeds"]
         workdirs = [args.runs / f"{name}-seed{seed}" for seed in seeds]
         summaries = [

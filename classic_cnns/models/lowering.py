@@ -30,7 +30,7 @@ Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
 _BLOCK_LIMIT = 2_500  # width × channels in × channels out, up to which products of blocks win
-_BLOCK = 4, 2  # rows and columns of outputs that one of them gives
+_BLOCK = 4, 2  # rows and columns of outputs in a block
 _SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
 _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 
@@ -106,7 +106,6 @@ def _blocked_conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arra
     x = x.reshape(n, h_all, rows, w_all, cols, c).swapaxes(2, 3)
     x = x.reshape(n, h_all, w_all, rows * cols * c)
     x = jnp.concatenate([x[:, :, j : j + w_blocks] for j in range(w_read)], axis=-1)
-    # place[i, u, v] = 1 where the block's output v reads its input u through kernel row (column) i.
     down, right = _placement(kh, h_read * rows, rows), _placement(kw, w_read * cols, cols)
     shifted = jnp.einsum(
         "ijco,iau,jbv->abcuvo", kernel, down.astype(kernel.dtype), right.astype(kernel.dtype)
@@ -120,6 +119,7 @@ def _blocked_conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arra
 
 
 def _placement(size: int, read: int, block: int) -> np.ndarray:
+    """1 at [i, u, v] where a block's output v reads input u through the kernel's row (column) i."""
     place = np.zeros((size, read, block), np.float32)
     for i, v in np.ndindex(size, block):
         place[i, i + v, v] = 1
