@@ -1,5 +1,7 @@
 """Every lowering computes what XLA's plain operation computes, to any order of derivative."""
 
+import re
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ SHAPES = [  # kernel, stride, padding, channels in, channels out, height, width
     (3, 1, 1, 3, 4, 8, 8),
     (3, 2, 1, 5, 4, 9, 8),
     (5, 1, 0, 3, 6, 12, 11),
-    (5, 1, 2, 1, 6, 9, 9),
+    (5, 1, 2, 1, 6, 11, 9),
     (7, 2, 3, 3, 4, 15, 14),
     (3, 1, 0, 4, 2, 3, 5),
     (3, 1, 1, 70, 64, 2, 2),
@@ -26,7 +28,7 @@ SHAPES = [  # kernel, stride, padding, channels in, channels out, height, width
 ]
 LOWERINGS = {
     "auto": lambda x, k, s, p: lowering.conv(x, k, strides=s, padding=p),
-    "blocked": lambda x, k, s, p: lowering._blocked_conv(x, k, p)[:, :: s[0], :: s[1]],
+    "blocked": lambda x, k, s, p: lowering._blocked_conv(x, k, None, p)[:, :: s[0], :: s[1]],
     "patches": lowering._patches_conv,
     "sliced": lowering._sliced_conv,
 }
@@ -85,6 +87,40 @@ def test_auto_chooses_by_shape(monkeypatch):
     assert "pad" in text(64, 64, 4, 3, padding=((1, 1), (1, 1)))  # patches
     assert "custom_jvp" in text(64, 64, 32, 3, padding=((1, 1), (1, 1)))
     assert "custom_jvp" not in text(64, 64, 32, 3, impl="lax")
+
+
+@pytest.mark.parametrize("impl", ["auto", "lax"])
+@pytest.mark.parametrize("channels", [3, 64])  # in blocks, and not
+def test_bias(channels, impl):
+    with jax.enable_x64(True):
+        x, kernel, bias = (
+            jax.random.normal(jax.random.key(i), shape, jnp.float64)
+            for i, shape in enumerate([(2, 14, 14, channels), (5, 5, channels, 16), (16,)])
+        )
+
+        def plain(x, kernel, bias):
+            out = lowering._lax_conv(x, kernel, (1, 1), ((0, 0), (0, 0)))
+            return out + bias[None, None, None]
+
+        def ours(x, kernel, bias):
+            return lowering.conv(x, kernel, bias, impl=impl)
+
+        close(derivatives(ours, x, kernel, bias), derivatives(plain, x, kernel, bias))
+
+
+def test_a_pooled_convolution_is_never_laid_out_as_an_image():
+    x, kernel, bias = jnp.ones((8, 32, 32, 3)), jnp.ones((5, 5, 3, 6)), jnp.ones(6)
+
+    def program(window):
+        def loss(kernel, bias):
+            out = lowering.conv(x, kernel, bias)
+            return jnp.square(layers.max_pool(out, window, window)).sum()
+
+        return jax.jit(jax.grad(loss, (0, 1))).lower(kernel, bias).compile().as_text()
+
+    image = re.compile(r"f32\[8,(28,28|14,2,14,2|14,2,14,1|14,1,14,2),6\]")
+    assert not image.search(program(2))
+    assert image.search(program(4))
 
 
 def test_groups():

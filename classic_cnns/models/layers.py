@@ -46,9 +46,12 @@ def max_pool(
     if impl == "lax" or jax.default_backend() != "cpu":
         return nn.max_pool(x, (window, window), (stride, stride), padding)
     if window == stride == 2 and x.shape[-1] < _FEW and not any(map(any, padding)):
-        # All four at once, in the one loop that also undoes the blocks of `lowering.conv`.
-        x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(x.shape[0], h // 2, 2, w // 2, 2, x.shape[-1])
-        return functools.reduce(_first_max, (x[:, :, i, :, j] for i in (0, 1) for j in (0, 1)))
+        # The four images that `lowering.conv` has interleaved; XLA cancels the two.
+        n, c = x.shape[0], x.shape[-1]
+        x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
+        rows = lax.split(x, (1, 1), axis=2)
+        quarters = (part for row in rows for part in lax.split(row, (1, 1), axis=4))
+        return functools.reduce(_first_max, quarters).reshape(n, h // 2, w // 2, c)
     # One axis at a time, as maxima of shifted slices: elementwise code, which XLA:CPU vectorises;
     # the derivative of its own windows is a scatter.
     if any(map(any, padding)):
@@ -158,18 +161,18 @@ class Conv(nn.Module):
         """(N, H, W, C) to (N, H', W', features)."""
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        x = conv(
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
+        return conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
+            bias,
             strides=self.strides,
             padding=self.padding,
             groups=self.groups,
             impl=self.impl,
         )
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,))
-            x = x + _row(bias.astype(self.dtype), x)
-        return x
 
 
 class BatchNorm(nn.Module):

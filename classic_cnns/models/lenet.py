@@ -152,9 +152,7 @@ class TableConv(nn.Module):
         weights = self.param("kernel", _uniform(fan_in), (5, 5, len(used)))
         bias = self.param("bias", nn.initializers.zeros, (16,))
         kernel = jnp.pad(weights, ((0, 0), (0, 0), (0, 1)))[:, :, index]
-        return (
-            conv(x, kernel.astype(x.dtype), impl=self.impl) + bias.astype(x.dtype)[None, None, None]
-        )
+        return conv(x, kernel.astype(x.dtype), bias.astype(x.dtype), impl=self.impl)
 
 
 def squash(x: jax.Array) -> jax.Array:

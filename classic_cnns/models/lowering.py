@@ -30,7 +30,6 @@ Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
 _BLOCK_LIMIT = 2_500  # width × channels in × channels out, up to which products of blocks win
-_BLOCK = 4, 2  # rows and columns of outputs in a block
 _SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
 _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 
@@ -38,17 +37,19 @@ _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 def conv(
     x: jax.Array,
     kernel: jax.Array,
+    bias: jax.Array | None = None,
     *,
     strides: Pair = (1, 1),
     padding: Padding = ((0, 0), (0, 0)),
     groups: int = 1,
     impl: Impl = "auto",
 ) -> jax.Array:
-    """Two-dimensional cross-correlation without bias.
+    """Two-dimensional cross-correlation.
 
     Args:
         x: images, (N, H, W, C).
         kernel: weights, (kh, kw, C // groups, O), same dtype as `x`.
+        bias: added to every output pixel, (O,), same dtype as `x`.
         strides: step along height and width, in pixels.
         padding: zeros (before, after) along height and width, in pixels.
         groups: number of groups that channels are split into.
@@ -59,13 +60,21 @@ def conv(
     """
     if impl not in ("auto", "lax"):
         raise ValueError(f'impl={impl!r} is unknown. Fix: use "auto" or "lax".')
-    if impl == "lax" or jax.default_backend() != "cpu" or groups > 1:
-        return _lax_conv(x, kernel, strides, padding, groups)
     kh, kw, c, o = kernel.shape
-    if (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
-        return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
-    if x.shape[2] * c * o <= _BLOCK_LIMIT and strides == (1, 1):
-        return _blocked_conv(x, kernel, padding)
+    if impl == "lax" or jax.default_backend() != "cpu" or groups > 1:
+        out = _lax_conv(x, kernel, strides, padding, groups)
+    elif (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
+        out = x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+    elif x.shape[2] * c * o <= _BLOCK_LIMIT and strides == (1, 1):
+        return _blocked_conv(x, kernel, bias, padding)
+    else:
+        out = _large_conv(x, kernel, strides, padding)
+    return out if bias is None else out + bias[None, None, None]
+
+
+def _large_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
+    """Of more channels than blocks are for."""
+    kh, kw = kernel.shape[:2]
     h_out, w_out = map(_out_size, x.shape[1:3], (kh, kw), strides, padding)
     if kh >= x.shape[1] and kw >= x.shape[2] and max(h_out, w_out) <= _SMALL_MAP:
         return _pixels_conv(x, kernel, strides, padding)
@@ -89,13 +98,21 @@ def _lax_conv(
     )
 
 
-def _blocked_conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Array:
+def _blocked_conv(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, padding: Padding
+) -> jax.Array:
     """Stride 1. A block of neighbouring outputs is [the blocks of input it reads, flattened] @ the
     kernel shifted to each output of the block; one product for each row of blocks that is read.
+
+    The outputs come sorted by whether their row and column are even or odd, four images that are
+    then interleaved: a 2×2 pooling takes them apart again (`layers.max_pool`), and XLA cancels the
+    two, so that the image is laid out for none but who looks at it.
     """
     (n, h, w, c), (kh, kw, _, o) = x.shape, kernel.shape
     h_out, w_out = _out_size(h, kh, 1, padding[0]), _out_size(w, kw, 1, padding[1])
-    rows, cols = _BLOCK  # outputs a block; input is cut into blocks of the same size
+    # Outputs a block; input is cut into blocks of the same size. Two rows where four would be
+    # half beyond the last.
+    rows, cols = 4 if h_out % 4 in (0, 3) else 2, 2
     h_blocks, w_blocks = -(-h_out // rows), -(-w_out // cols)
     h_read, w_read = -(-(rows + kh - 1) // rows), -(-(cols + kw - 1) // cols)  # in blocks
     h_all, w_all = h_blocks + h_read - 1, w_blocks + w_read - 1
@@ -106,16 +123,27 @@ def _blocked_conv(x: jax.Array, kernel: jax.Array, padding: Padding) -> jax.Arra
     x = x.reshape(n, h_all, rows, w_all, cols, c).swapaxes(2, 3)
     x = x.reshape(n, h_all, w_all, rows * cols * c)
     x = jnp.concatenate([x[:, :, j : j + w_blocks] for j in range(w_read)], axis=-1)
-    down, right = _placement(kh, h_read * rows, rows), _placement(kw, w_read * cols, cols)
-    shifted = jnp.einsum(
-        "ijco,iau,jbv->abcuvo", kernel, down.astype(kernel.dtype), right.astype(kernel.dtype)
-    )
+    pairs = rows // 2
+    down = _placement(kh, h_read * rows, rows).reshape(kh, -1, pairs, 2).astype(kernel.dtype)
+    right = _placement(kw, w_read * cols, cols).astype(kernel.dtype)
+    shifted = jnp.einsum("ijco,iaup,jbq->abcpquo", kernel, down, right)
     shifted = shifted.reshape(h_read, rows, w_read, cols, c, rows * cols * o).swapaxes(1, 2)
     shifted = shifted.reshape(h_read, -1, rows * cols * o)
-    products = (x[:, i : i + h_blocks] @ shifted[i] for i in range(h_read))
+    read = (x[:, i : i + h_blocks].reshape(n * h_blocks * w_blocks, -1) for i in range(h_read))
+    products = (a @ b for a, b in zip(read, shifted, strict=True))
     out = functools.reduce(jnp.add, products)
-    out = out.reshape(n, h_blocks, w_blocks, rows, cols, o).swapaxes(2, 3)
-    return out.reshape(n, h_blocks * rows, w_blocks * cols, o)[:, :h_out, :w_out]
+    quarters = [
+        part.reshape(n, h_blocks, w_blocks, pairs, o)
+        .swapaxes(2, 3)
+        .reshape(n, h_blocks * pairs, 1, w_blocks, 1, o)
+        for part in lax.split(out, (pairs * o,) * 4, axis=1)
+    ]
+    if bias is not None:  # so late, since gradients that two read are not computed while laid out
+        quarters = [part + bias[None, None, None, None, None] for part in quarters]
+    even = lax.concatenate(quarters[:2], 4)
+    odd = lax.concatenate(quarters[2:], 4)
+    out = lax.concatenate((even, odd), 2).reshape(n, h_blocks * rows, w_blocks * cols, o)
+    return out[:, :h_out, :w_out]
 
 
 def _placement(size: int, read: int, block: int) -> np.ndarray:
