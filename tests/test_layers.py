@@ -83,6 +83,7 @@ def test_auto_chooses_by_shape(monkeypatch):
 
     assert "conv_general_dilated" not in text(64, 256, 8, 1)
     assert "conv_general_dilated" not in text(3, 6, 32, 5)
+    assert "conv_general_dilated" in text(3, 16, 32, 3)  # wide for its kernel
     assert "pad" not in text(64, 192, 4, 5, padding=((2, 2), (2, 2)))  # pixels
     assert "pad" in text(64, 64, 4, 3, padding=((1, 1), (1, 1)))  # patches
     assert "custom_jvp" in text(64, 64, 32, 3, padding=((1, 1), (1, 1)))

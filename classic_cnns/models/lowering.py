@@ -29,7 +29,8 @@ Impl = Literal["auto", "lax"]
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
-_BLOCK_LIMIT = 2_500  # width × channels in × channels out, up to which products of blocks win
+_BLOCK_OUTPUTS = 16  # channels out, and
+_BLOCK_LIMIT = 4  # channels in × channels out over the kernel's area, up to which blocks win
 _SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
 _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 
@@ -65,7 +66,7 @@ def conv(
         out = _lax_conv(x, kernel, strides, padding, groups)
     elif (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
         out = x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
-    elif x.shape[2] * c * o <= _BLOCK_LIMIT and strides == (1, 1):
+    elif strides == (1, 1) and o <= _BLOCK_OUTPUTS and c * o <= _BLOCK_LIMIT * kh * kw:
         return _blocked_conv(x, kernel, bias, padding)
     else:
         out = _large_conv(x, kernel, strides, padding)
