@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -22,6 +23,17 @@ def pytest_unconfigure() -> None:
     """Removes what was compiled, after the last worker."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture
+def quick_compile() -> Iterator[None]:
+    """Halves compilation by leaving out LLVM's optimisations: for files that test what a training
+    does. What numbers come out (layers, lowerings, parity, gradients), and what a shell runs, is
+    tested as users compile it.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def small_config(**data):
 
 
 def test_the_first_layer_follows_from_the_images_and_stays(tmp_path):
-    config = small_config()
+    config = small_config(image_size=16)
     config.test_time_flip = True
     task = task_from(config)
     given = from_images(task.model, task.dataset)

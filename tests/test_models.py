@@ -16,6 +16,8 @@ from classic_cnns.sharding import create_mesh
 from classic_cnns.steps import train_step
 from classic_cnns.train_state import create_train_state
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 # name: (classes, input, parameters, BatchNorm statistics, tensors). LeNet-5: the paper's section
 # II.B, and 5·5·6+6 + 5·5·6·16+16 + 400·120+120 + 120·84+84 + 84·10+10. ResNet-18…152: torchvision's
 # metadata. 10, 14, 16, 26: counted from the block sizes.

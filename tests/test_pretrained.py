@@ -30,6 +30,8 @@ from classic_cnns.weights.dialects import dialect
 from classic_cnns.weights.finetune import Start, adopt, find_start
 from classic_cnns.weights.pretrained import V1, V2, fetch_pretrained
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CONTENT = bytes(range(256)) * 4000  # more than a block
 
 

@@ -18,6 +18,8 @@ from classic_cnns.sharding import create_mesh
 from classic_cnns.steps import train_step
 from classic_cnns.train_state import create_train_state
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 PARAMS = {
     "stem": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
     "head": {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.ones(2)},

@@ -18,6 +18,8 @@ from classic_cnns.schedules import (
     scale_by_plateau,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 T = np.arange(11) / 10
 COSINE = (1 + np.cos(np.pi * T)) / 2
 

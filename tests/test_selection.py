@@ -22,6 +22,8 @@ from classic_cnns.sharding import create_mesh
 from classic_cnns.steps import train_step
 from classic_cnns.train_state import create_train_state
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 EARLY = {"patience": 2, "metric": "eval_loss", "mode": "min", "min_delta": 0.05}
 
 

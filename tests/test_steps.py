@@ -19,6 +19,8 @@ from classic_cnns.sharding import check_batch_size, create_mesh, replicate
 from classic_cnns.steps import JitStep, Progress, eval_step, train_on, train_step
 from classic_cnns.train_state import create_train_state
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
 AUGMENT = create_augment(crop_padding=2, flip="random", cutout_size=4)
 

@@ -16,6 +16,8 @@ from classic_cnns.data.sources import fake
 from classic_cnns.errors import ConfigError, DataError, NonFiniteError, WorkdirError
 from classic_cnns.logging import read_records
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 TIMES = ("images_per_sec", "input_wait")
 
 

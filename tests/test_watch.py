@@ -18,6 +18,8 @@ from classic_cnns.steps import train_step
 from classic_cnns.train_state import TrainState, create_train_state
 from tests.test_package import CONFIGS, load_config
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 MEAN, STD = (0.5,) * 3, (0.29,) * 3
 BATCH = {
     "image": np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), np.uint8),
