@@ -49,12 +49,17 @@ def derivatives(f, *args):
     )
     everything = tuple(range(len(args)))
     grad = jax.grad(scalar, argnums=everything)
-    return (
-        f(*args),
-        grad(*args),
-        jax.jvp(f, args, tangents)[1],
-        jax.jvp(grad, args, tangents)[1],
-    )
+
+    @jax.jit
+    def together(args, tangents):
+        return (
+            f(*args),
+            grad(*args),
+            jax.jvp(f, args, tangents)[1],
+            jax.jvp(grad, args, tangents)[1],
+        )
+
+    return together(args, tangents)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
