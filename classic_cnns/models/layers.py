@@ -17,11 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from classic_cnns.models.lowering import Impl, Padding, Pair, conv
+from classic_cnns.models.lowering import BLOCK_OUTPUTS, Impl, Padding, Pair, conv
 
 Dtype = Any
-
-_FEW = 32  # channels, below which `lowering.conv` may have computed in blocks
 
 
 def max_pool(
@@ -45,7 +43,7 @@ def max_pool(
         padding = tuple((0, t if t < window else 0) for t in tails)  # type: ignore[assignment]
     if impl == "lax" or jax.default_backend() != "cpu":
         return nn.max_pool(x, (window, window), (stride, stride), padding)
-    if window == stride == 2 and x.shape[-1] < _FEW and not any(map(any, padding)):
+    if window == stride == 2 and x.shape[-1] <= BLOCK_OUTPUTS and not any(map(any, padding)):
         # The four images that `lowering.conv` has interleaved; XLA cancels the two.
         n, c = x.shape[0], x.shape[-1]
         x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)

@@ -29,8 +29,8 @@ Impl = Literal["auto", "lax"]
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
 
-_BLOCK_OUTPUTS = 16  # channels out, and
-_BLOCK_LIMIT = 4  # channels in × channels out over the kernel's area, up to which blocks win
+BLOCK_OUTPUTS = 16  # channels out, up to which products of blocks win, and
+_BLOCK_LIMIT = 4  # channels in × channels out over the kernel's area
 _SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
 _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 
@@ -66,15 +66,15 @@ def conv(
         out = _lax_conv(x, kernel, strides, padding, groups)
     elif (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
         out = x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
-    elif strides == (1, 1) and o <= _BLOCK_OUTPUTS and c * o <= _BLOCK_LIMIT * kh * kw:
+    elif strides == (1, 1) and o <= BLOCK_OUTPUTS and c * o <= _BLOCK_LIMIT * kh * kw:
         return _blocked_conv(x, kernel, bias, padding)
     else:
-        out = _large_conv(x, kernel, strides, padding)
+        out = _general_conv(x, kernel, strides, padding)
     return out if bias is None else out + bias[None, None, None]
 
 
-def _large_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Of more channels than blocks are for."""
+def _general_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
+    """The fastest form where it is neither 1×1 nor in blocks."""
     kh, kw = kernel.shape[:2]
     h_out, w_out = map(_out_size, x.shape[1:3], (kh, kw), strides, padding)
     if kh >= x.shape[1] and kw >= x.shape[2] and max(h_out, w_out) <= _SMALL_MAP:
