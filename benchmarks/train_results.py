@@ -4,9 +4,9 @@
 
 All rows by default, or with --missing those that have no result yet; with --add-seeds 1 2 further
 seeds of a row that has one. DATA holds a directory a dataset; that of images_set has train and
-test. A run that is complete is not repeated and one that was stopped
-goes on, so the same command finishes what a kill left. The best epoch is chosen on validation
-images; the test images are looked at once, by each training at its end.
+test. A run that is complete is not repeated and one that was stopped goes on, so the same command
+finishes what a kill left. The best epoch is chosen on validation images; the test images are
+looked at once, by each training at its end.
 """
 
 import argparse

@@ -111,8 +111,8 @@ def _blocked_conv(
     """
     (n, h, w, c), (kh, kw, _, o) = x.shape, kernel.shape
     h_out, w_out = _out_size(h, kh, 1, padding[0]), _out_size(w, kw, 1, padding[1])
-    # Outputs a block; input is cut into blocks of the same size. Two rows where four would be
-    # half beyond the last.
+    # Outputs a block; input is cut into blocks of the same size. Two rows where the last four would
+    # have half or more beyond the image.
     rows, cols = 4 if h_out % 4 in (0, 3) else 2, 2
     h_blocks, w_blocks = -(-h_out // rows), -(-w_out // cols)
     h_read, w_read = -(-(rows + kh - 1) // rows), -(-(cols + kw - 1) // cols)  # in blocks
