@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from classic_cnns import results
+from classic_cnns.errors import nearest
 
 ROOT = Path(__file__).parents[1]
 
@@ -49,7 +50,11 @@ def main():
     args = parser.parse_args()
     path = ROOT / "results" / "results.json"
     table = results.read(path)
-    names = [n for n in args.rows or table if not (args.missing and table[n].get("accuracy"))]
+    names = args.rows or list(table)
+    wrong = [f'no row "{name}": {nearest(name, table)}' for name in names if name not in table]
+    if wrong:
+        parser.error("; ".join(wrong))
+    names = [n for n in names if not (args.missing and table[n].get("accuracy"))]
     for name in names:  # before hours of training
         row, folder = table[name], args.data_root / table[name]["data"]
         if row["data"] == "images_set" and not (folder / "test").is_dir():

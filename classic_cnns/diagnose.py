@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -59,13 +60,25 @@ def explain_non_finite(
         logits, _ = apply(params, ["batch_stats"])
         return mixed(settings["loss"], logits, batch).mean()
 
-    outputs = apply(state.params, ["batch_stats", "intermediates"])[1]["intermediates"]
-    grads = jax.grad(loss_fn)(state.params)
+    layers: list[str] = []
+
+    def outputs_finite(params: Any) -> list[jax.Array]:
+        outputs = _in_order(apply(params, ["batch_stats", "intermediates"])[1]["intermediates"])
+        layers[:] = outputs  # a compiled function gives dictionaries back sorted by name
+        return [jnp.isfinite(output).all() for output in outputs.values()]
+
+    def grads_finite(params: Any) -> Any:
+        return jax.tree.map(lambda grad: jnp.isfinite(grad).all(), jax.grad(loss_fn)(params))
+
+    finite = jax.jit(outputs_finite)(state.params)
     rate = float(schedule(step))
-    where = _first_bad(outputs)
+    where = _first_bad(dict(zip(layers, finite, strict=True)))
     found = f"the output of {where}" if where else None
     if not found:
-        where = _first_bad({name: grads[name] for name in [*outputs, *grads] if name in grads})
+        grads = jax.jit(grads_finite)(state.params)
+        forward = dict.fromkeys(name.split("/")[0] for name in layers)
+        in_order = {name: grads[name] for name in [*forward, *grads] if name in grads}
+        where = _first_bad(_in_order(in_order))
         found = f"the gradient of {where}" if where else "the loss"
     return f"step {step}, learning rate {rate:g}: {found} is the first that is not finite"
 
@@ -87,17 +100,19 @@ def draw_schedule(schedule: optax.Schedule, spans: Durations, path: Path, title:
     plot_schedule(np.asarray(rates), steps / spans.epoch, path, title)
 
 
-def _first_bad(tree: Any, path: str = "") -> str | None:
-    """Path of the first leaf with a NaN or infinity, in insertion order, parts first."""
-    if isinstance(tree, (tuple, list)):
+def _in_order(tree: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by path in insertion order, parts of a layer before it."""
+    if isinstance(tree, (tuple, list)):  # of each call of a layer
         tree = dict(enumerate(tree))
     if not hasattr(tree, "items"):
-        return (
-            None if bool(np.isfinite(np.asarray(tree, np.float32)).all()) else path or "the network"
-        )
+        return {path or "the network": tree}
+    leaves: dict[str, Any] = {}
     for key, value in sorted(tree.items(), key=lambda item: item[0] == "__call__"):
         inner = path if key in ("__call__", 0) else f"{path}/{key}" if path else str(key)
-        bad = _first_bad(value, inner)
-        if bad:
-            return bad
-    return None
+        leaves |= _in_order(value, inner)
+    return leaves
+
+
+def _first_bad(finite: dict[str, Any]) -> str | None:
+    """The first of the names whose value is false."""
+    return next((name for name, good in finite.items() if not good), None)

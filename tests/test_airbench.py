@@ -1,5 +1,6 @@
 """The fast CIFAR-10 network: whitening, identity at the start, and its recipe."""
 
+import functools
 import json
 
 import jax
@@ -57,8 +58,10 @@ def small_config(**data):
     return config
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_the_first_layer_follows_from_the_images_and_stays(tmp_path):
     config = small_config(image_size=16)
+    config.model.options.widths = (32, 64, 64)
     config.test_time_flip = True
     task = task_from(config)
     given = from_images(task.model, task.dataset)
@@ -98,29 +101,32 @@ def test_encoded_images_give_the_filters_of_decoded_ones(tmp_path):
     assert not np.allclose(kernel, kernels[0])
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_mirrored_logits_are_averaged():
     model = create_model("airbench94")
     images = jax.random.randint(jax.random.key(0), (8, 12, 12, 3), 0, 256).astype(jnp.uint8)
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 12, 12, 3)))
+    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 12, 12, 3)))
     variables["params"]["head"]["kernel"] *= 100  # logits far apart
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], ())
     batch = {"image": images, "label": jnp.arange(8), "mask": jnp.ones(8)}
     settings = {"model": model, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    apply = jax.jit(model.apply)
 
     def loss(batch, **extra):
-        return eval_step(state, batch, **settings, **extra).summary()["loss"]
+        step = functools.partial(eval_step, **settings, **extra)
+        return jax.device_get(jax.jit(step)(state, batch)).summary()["loss"]
 
     mirrored = batch | {"image": images[:, :, ::-1]}
     assert loss(batch, flip=True) == pytest.approx(loss(mirrored, flip=True), rel=1e-6)
     assert loss(batch) != pytest.approx(loss(mirrored), rel=1e-6)
-    logits = [model.apply(variables, b["image"] / 255.0) for b in (batch, mirrored)]
+    logits = [apply(variables, b["image"] / 255.0) for b in (batch, mirrored)]
     expected = -jax.nn.log_softmax(sum(logits) / 2)[jnp.arange(8), jnp.arange(8)].mean()
     assert loss(batch, flip=True) == pytest.approx(float(expected), rel=1e-5)
 
     def view(down, right):
         padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
         moved = padded[:, 1 + down : 13 + down, 1 + right : 13 + right] / 255.0
-        return sum(model.apply(variables, x) for x in (moved, moved[:, :, ::-1])) / 2
+        return sum(apply(variables, x) for x in (moved, moved[:, :, ::-1])) / 2
 
     six = view(0, 0) / 2 + view(1, 1) / 4 + view(-1, -1) / 4
     expected = -jax.nn.log_softmax(six)[jnp.arange(8), jnp.arange(8)].mean()

@@ -12,6 +12,7 @@ from classic_cnns.errors import ConfigError
 from classic_cnns.models import ALIASES, MODELS, create_model, layers, lenet, list_models
 from classic_cnns.models.lowering import conv
 from classic_cnns.models.macs import count_macs
+from classic_cnns.models.resnet import ResNet
 from classic_cnns.sharding import create_mesh
 from classic_cnns.steps import train_step
 from classic_cnns.train_state import create_train_state
@@ -177,8 +178,9 @@ def test_resnet_projections_are_where_the_paper_has_them():
 def test_resnet_blocks_start_as_identity():
     model = create_model("resnet10", 10, stem="cifar")
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-    variables = model.init(jax.random.key(1), x)
-    _, kept = model.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    capture = {"capture_intermediates": True, "mutable": ["intermediates"]}
+    _, kept = jax.jit(functools.partial(model.apply, **capture))(variables, x)
     kept = kept["intermediates"]
     np.testing.assert_allclose(
         kept["stage1_block1"]["__call__"][0], jax.nn.relu(kept["bn_init"]["__call__"][0]), atol=1e-6
@@ -198,7 +200,7 @@ def test_resnet_stem_follows_size_then_weights():
 def test_bottleneck_stride_changes_the_function_not_the_parameters():
     x = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
     models = [
-        create_model("resnet50", 10, bottleneck_stride=s, zero_init_last=False)
+        ResNet("bottleneck", (1, 1), 10, bottleneck_stride=s, zero_init_last=False)
         for s in ("3x3", "1x1")
     ]
     variables = jax.jit(models[0].init)(jax.random.key(1), x)
@@ -212,7 +214,7 @@ def test_bottleneck_stride_changes_the_function_not_the_parameters():
 def test_any_channels_and_classes(name, channels):
     model = create_model(name, 7)
     x = jax.random.normal(jax.random.key(0), (2, 28, 28, channels))
-    logits = model.apply(model.init(jax.random.key(1), x), x)
+    logits = jax.jit(model.apply)(jax.jit(model.init)(jax.random.key(1), x), x)
     assert logits.shape == (2, 7)
     assert np.isfinite(logits).all()
 

@@ -126,13 +126,13 @@ def test_evaluation_counts_every_image_once(devices):
     data = split(33)
     pixels = (data.images / 255.0 - 0.5) / 0.25
     logits = np.asarray(
-        model.apply(jax.device_get(state).variables, jnp.array(pixels, jnp.float32))
+        jax.jit(model.apply)(jax.device_get(state).variables, jnp.array(pixels, jnp.float32))
     )
     order = np.argsort(-logits, axis=1)
     shifted = logits - logits.max(1, keepdims=True)
     losses = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(33), data.labels]
     hit, top5 = order[:, 0] == data.labels, (order[:, :5] == data.labels[:, None]).any(1)
-    for n in (*range(1, 18), 31, 32, 33):
+    for n in (1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33):
         part = Split(data.images[:n], data.labels[:n])
         result = evaluate(state, ResidentLoader(part, 16, seed=0, mesh=mesh))
         assert result["accuracy"] == np.float32(hit[:n].sum()) / np.float32(n)
@@ -145,7 +145,8 @@ def test_top5_with_fewer_classes():
     mesh = create_mesh(1)
     state = create_train_state(model, optax.sgd(0.1), (32, 32, 3), seed=0, mesh=mesh)
     batch = {"image": jnp.zeros((4, 32, 32, 3), jnp.uint8), "label": jnp.zeros(4, jnp.int32)}
-    sums = eval_step(state, {**batch, "mask": jnp.ones(4)}, model=model, mean=MEAN, std=STD)
+    step = functools.partial(eval_step, model=model, mean=MEAN, std=STD)
+    sums = jax.jit(step)(state, {**batch, "mask": jnp.ones(4)})
     assert float(sums.accuracy_top5.compute()) == 1.0
 
 

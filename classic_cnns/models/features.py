@@ -69,6 +69,8 @@ def features(
 ) -> dict[str, jax.Array]:
     """Outputs of the named layers, before the ReLU where the network applies one outside the layer.
 
+    A function for `jax.jit`, with the model and the names bound.
+
     Args:
         model: any network of this package.
         variables: its parameters and statistics.
