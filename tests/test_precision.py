@@ -108,6 +108,7 @@ def test_averages_of_nothing_are_no_number():
     assert math.isnan(EpochSums().means()["train_loss"])
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_a_run_in_float16(config, tmp_path, monkeypatch):
     """Its first steps overflow, and it learns."""
     plain = precision.dynamic_loss_scale

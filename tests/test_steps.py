@@ -15,6 +15,7 @@ from classic_cnns.data.sources import fake
 from classic_cnns.errors import ConfigError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.models import create_model
+from classic_cnns.models.resnet import ResNet
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
 from classic_cnns.steps import JitStep, Progress, eval_step, train_on, train_step
 from classic_cnns.train_state import create_train_state
@@ -22,6 +23,7 @@ from classic_cnns.train_state import create_train_state
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
+LENET = create_model("lenet5", 10)
 AUGMENT = create_augment(crop_padding=2, flip="random", cutout_size=4)
 
 
@@ -29,9 +31,8 @@ def split(n=64):
     return fake(count=n)["all"]
 
 
-def setup(name="lenet5", devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, **kwargs):
+def setup(devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, model=LENET):
     mesh = create_mesh(devices)
-    model = create_model(name, 10, **kwargs)
     tx = optax.sgd(rate, momentum=0.9)
     state = create_train_state(model, tx, (32, 32, 3), seed=1, mesh=mesh)
     one = functools.partial(
@@ -68,11 +69,11 @@ def test_training_learns_and_traces_once():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("name", ["lenet5", "resnet10"])
-def test_eight_devices_equal_one(name):
+@pytest.mark.parametrize("model", [LENET, ResNet("basic", (1, 1), 10)], ids=["lenet5", "resnet"])
+def test_eight_devices_equal_one(model):
     results = []
     for devices in (1, 8):
-        state, progress, train, loader, _ = setup(name, devices)
+        state, progress, train, loader, _ = setup(devices, model=model)
         for step in range(3):
             state, progress = train(state, progress, loader.data, loader.train(step))
         results.append(jax.device_get((state, progress.metrics.compute())))
