@@ -24,6 +24,7 @@ ACCELERATORS = {  # platform → packages that bring it
     "rocm": ("jax-rocm60-plugin", "jax-rocm7-plugin"),
     "tpu": ("libtpu",),
 }
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LEAST_FREE = 2 << 30  # bytes; two checkpoints of the largest network and a small dataset
 
 
@@ -51,6 +52,7 @@ def examine(environ: Mapping[str, str] = os.environ) -> list[Finding]:
         *caches(environ),
         clock(Path.cwd(), time.time()),
         threads(),
+        *large_pages(environ),
     ]
 
 
@@ -237,6 +239,25 @@ def threads() -> Finding:
     if not util.find_spec("simplejpeg"):
         return Finding("warning", "cores", f"{allowed}, but JPEG files decode slowly")
     return Finding("ok", "cores", f"{allowed} of {total}, used by threads; nothing forks")
+
+
+def large_pages(environ: Mapping[str, str], setting: Path = LARGE_PAGES) -> list[Finding]:
+    """Whether glibc asks for large pages, where a step on the CPU would gain from them.
+
+    Args:
+        environ: of this process.
+        setting: Linux's file that says who gets them.
+    """
+    import jax
+
+    if jax.default_backend() != "cpu" or not setting.exists():
+        return []
+    if "[madvise]" not in setting.read_text():  # all get them, or none
+        return []
+    if "glibc.malloc.hugetlb=1" in environ.get("GLIBC_TUNABLES", ""):
+        return [Finding("ok", "large pages", "asked for by GLIBC_TUNABLES")]
+    hint = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command makes steps here faster"
+    return [Finding("ok", "large pages", f"not asked for: {hint} (docs/performance.md)")]
 
 
 def render(findings: Iterable[Finding]) -> str:

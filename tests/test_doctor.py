@@ -110,3 +110,18 @@ def test_escapes_do_not_reach_the_terminal(capsys):
     assert "\x1b" not in doctor.render([doctor.Finding("ok", "x", "\x1b[31mred")])
     assert cli.main(["models", "\x1b[2Jnone"]) == 2
     assert "\x1b" not in capsys.readouterr().err
+
+
+def test_large_pages_are_recommended_where_they_are_for_those_who_ask(tmp_path):
+    file = tmp_path / "enabled"
+    for setting, tunables, text in (
+        ("always [madvise] never", "", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=1", "asked for by GLIBC_TUNABLES"),
+        ("[always] madvise never", "", None),
+        (None, "", None),
+    ):
+        file.unlink(missing_ok=True)
+        if setting:
+            file.write_text(setting)
+        found = doctor.large_pages({"GLIBC_TUNABLES": tunables}, file)
+        assert [text in f.text for f in found] == [True] * bool(text)
