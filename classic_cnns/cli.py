@@ -28,14 +28,14 @@ def main(argv: list[str] | None = None) -> int:
 
     models = commands.add_parser("models", help="list the networks")
     models.add_argument("pattern", nargs="?", default="*", help="for example 'resnet*'")
-    models.set_defaults(run=_models)
+    models.set_defaults(run=_models, compiles=False)
 
     summary = commands.add_parser("summary", help="the layers of a network")
     summary.add_argument("model")
     summary.add_argument("--image-size", type=int, default=224)
     summary.add_argument("--channels", type=int, default=3)
     summary.add_argument("--num-classes", type=int, default=1000)
-    summary.set_defaults(run=_summary)
+    summary.set_defaults(run=_summary, compiles=False)
 
     convert = commands.add_parser("convert", help="weights of other libraries, in and out")
     convert.add_argument("source", type=Path, help="a weight file, or with --to a run directory")
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         "--partial", action="store_true", help="allow missing and left-over arrays"
     )
     convert.add_argument("--num-classes", type=int, default=0)
-    convert.set_defaults(run=_convert)
+    convert.set_defaults(run=_convert, compiles=False)
 
     evaluate = commands.add_parser("evaluate", help="accuracy of a run or of converted weights")
     evaluate.add_argument("workdir", type=Path)
@@ -75,7 +75,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(map(printable, wrong))}")
     try:
         if getattr(args, "compiles", True):  # JAX takes a second and 100 MB to import
+            from classic_cnns.doctor import check_devices
+
             keep_compiled(args.compilation_cache)
+            check_devices()
         return args.run(args) or 0
     except ClassicCNNsError as error:
         if args.debug:

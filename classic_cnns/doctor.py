@@ -45,14 +45,16 @@ class Finding:
 
 def examine(environ: Mapping[str, str] = os.environ) -> list[Finding]:
     """Looks at everything; starts JAX, trains nothing, leaves no file behind."""
+    found = devices(environ)
+    started = all(f.what != "devices" or f.level == "ok" for f in found)
     return [
         *versions(_requirements()),
-        *devices(environ),
-        self_test(),
+        *found,
+        *([self_test()] if started else ()),
         *caches(environ),
         clock(Path.cwd(), time.time()),
         threads(),
-        *large_pages(environ),
+        *(large_pages(environ) if started else ()),
     ]
 
 
@@ -112,10 +114,11 @@ def devices(environ: Mapping[str, str]) -> list[Finding]:
 
     try:
         found = jax.devices()
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the latter without jax's package for CUDA
         wanted = environ.get("JAX_PLATFORMS", "")
-        text = f"{' '.join(str(error).split())[:200]}. Fix: the driver, or JAX_PLATFORMS=cpu"
-        return [Finding("error", "devices", f"JAX_PLATFORMS={wanted}: {text}")]
+        why = " ".join(str(error).split())[:200] or "JAX has no such platform installed"
+        fix = "Fix: pip install -e '.[cuda]' or '.[tpu]', and the driver; or JAX_PLATFORMS=cpu"
+        return [Finding("error", "devices", f"JAX_PLATFORMS={wanted}: {why}. {fix}")]
     kinds = sorted({f"{d.platform}: {d.device_kind}" for d in found})
     out = [Finding("ok", "devices", f"{len(found)} × {', '.join(kinds)}")]
     present = {"cuda" if d.platform == "gpu" else d.platform for d in found}

@@ -1,7 +1,11 @@
 """What the doctor finds on a sound machine, and on machines that are not."""
 
 import errno
+import functools
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -78,6 +82,22 @@ def test_a_platform_that_does_not_start_is_an_error(monkeypatch):
     (finding,) = doctor.devices({"JAX_PLATFORMS": "cuda"})
     assert finding.level == "error"
     assert "JAX_PLATFORMS=cuda: Unable to initialize backend 'cuda'. Fix: " in finding.text
+
+
+@pytest.mark.skipif(any(map(doctor._is_installed, doctor.ACCELERATORS["cuda"])), reason="CUDA")
+def test_a_platform_without_its_package_is_one_line():
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cuda"}
+    run = functools.partial(subprocess.run, env=env, capture_output=True, text=True)
+    done = run([sys.executable, "-m", "classic_cnns.cli", "doctor"])
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("error"))
+    assert "JAX_PLATFORMS=cuda: " in line
+    assert "Fix: pip install" in line
+    assert done.returncode == 1, done.stderr
+    for command in ("main.py",), ("-m", "classic_cnns.cli", "benchmark", "lenet5"):
+        done = run([sys.executable, *command], cwd=Path(__file__).parents[1])
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("ERROR devices: JAX_PLATFORMS=cuda: ")
+        assert done.stderr.count("\n") == 1
 
 
 def test_wrong_arithmetic_is_noticed(monkeypatch):
