@@ -20,6 +20,9 @@ from typing import NoReturn
 from classic_cnns.errors import Stopped
 
 WATCHED = (signal.SIGTERM, signal.SIGINT)
+# Seconds in which the same signal again is no second one: timeout(1), for example, sends it to the
+# process and once more to its group.
+ECHO = 0.5
 
 
 class Stop:
@@ -69,7 +72,7 @@ class Stop:
 
     def _listen(self, pipe: socket.socket) -> None:
         """Reads signals until the other end is closed."""
-        end, number = None, signal.SIGTERM
+        end, number, first = None, signal.SIGTERM, 0.0
         while True:
             pipe.settimeout(None if end is None else max(0.0, end - time.monotonic()))
             try:
@@ -80,9 +83,11 @@ class Stop:
                 return
             if received[0] not in WATCHED:
                 continue
+            if self.signal == received[0] and time.monotonic() - first < ECHO:
+                continue
             if self.signal and not self.interactive:
                 _quit("a second signal", number)
-            number = signal.Signals(received[0])
+            number, first = signal.Signals(received[0]), time.monotonic()
             if not self.interactive:
                 end = time.monotonic() + self.grace
             self.signal = number

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -79,6 +81,26 @@ def test_case29_case30_signals_save_and_stop(lab, whole, tmp_path):
     code, output = lab.run(run)
     assert code == 0, output
     assert outcome(run) == whole
+
+
+TWICE_AT_ONCE = """
+import os, signal, time
+from classic_cnns import signals
+with signals.watch() as stop:
+    for pause in (0.1, signals.ECHO, 10):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(pause)
+        print(stop.requested(), flush=True)
+"""
+
+
+def test_case29_a_signal_and_its_echo_are_one():
+    """As timeout(1) sends them; a third, later, quits."""
+    done = subprocess.run([sys.executable, "-c", TWICE_AT_ONCE], capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "True"]
+    assert done.stderr.count("SIGTERM: finishing the step and saving") == 1
+    assert "stopped by a second signal" in done.stderr
+    assert done.returncode == 143
 
 
 def test_case31_max_seconds_are_kept(lab, whole, tmp_path):
