@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,7 +52,7 @@ def define_flags() -> None:
         "max_seconds", 0.0, "Save and leave before this many seconds are over; 0 = never.", 0.0
     )
     flags.DEFINE_float(
-        "grace", 25.0, "Seconds that saving may take after SIGTERM or Ctrl-C.", lower_bound=0.0
+        "grace", 25.0, "Seconds that saving may take after SIGTERM, Ctrl-C or SIGHUP.", 0.0
     )
     flags.DEFINE_bool(
         "deterministic", False, "Use only GPU kernels whose results are reproducible to the bit."
@@ -152,6 +153,7 @@ def train(argv: list[str], values: Any) -> None:
     if len(argv) > 1:
         fail(ConfigError(f"unexpected argument {argv[1]!r}. Fix: flags start with --"))
     logging.set_verbosity(logging.INFO if values.debug else logging.ERROR)
+    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)  # type: ignore[assignment]
     warnings.showwarning = _show_warning
     try:
         if values.deterministic:
@@ -192,6 +194,39 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__
         print(f"WARNING {printable(str(message))}", file=sys.stderr)
     else:
         logging.warning("%s: %s", category.__name__, message)  # of libraries: with --debug
+
+
+class Lasting:
+    """A stream that drops what nobody can read any more, because the terminal was closed or the
+    program behind a pipe ended: a training goes on.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As of any stream."""
+        with self._dropping():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of any stream."""
+        with self._dropping():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _dropping(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):  # for ever; and Python writes at its exit
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
 
 
 def fail(error: Exception) -> NoReturn:

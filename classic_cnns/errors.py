@@ -48,7 +48,8 @@ class Stopped(ClassicCNNsError):
 
     Args:
         message: why, at which step, and how to go on.
-        exit_code: 130 after Ctrl-C, 143 after SIGTERM or when the time was used up.
+        exit_code: 129 after SIGHUP, 130 after Ctrl-C, 143 after SIGTERM or when the time was used
+            up.
     """
 
     def __init__(self, message: str, exit_code: int) -> None:

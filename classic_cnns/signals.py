@@ -1,4 +1,4 @@
-"""When to stop a training: on SIGTERM, on Ctrl-C, or because its time is used up.
+"""When to stop a training: on SIGTERM, on Ctrl-C, when its terminal goes, or its time is used up.
 
 A signal only sets a mark, which the training looks at between two steps and between two batches of
 an evaluation; it then saves and leaves. A thread reads the signals, so that also while compiling,
@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from classic_cnns.errors import Stopped
 
-WATCHED = (signal.SIGTERM, signal.SIGINT)
+WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Seconds in which the same signal again is no second one: timeout(1), for example, sends it to the
 # process and once more to its group.
 ECHO = 0.5
@@ -96,7 +96,9 @@ class Stop:
 
 @contextlib.contextmanager
 def watch(grace: float = 25.0, deadline: float = float("inf")) -> Iterator[Stop]:
-    """A `Stop` that SIGTERM and SIGINT set; outside the main thread only the deadline does."""
+    """A `Stop` that SIGTERM, SIGINT and, unless nohup ignores it, SIGHUP set; outside the main
+    thread only the deadline does.
+    """
     stop = Stop(grace, deadline)
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -104,7 +106,9 @@ def watch(grace: float = 25.0, deadline: float = float("inf")) -> Iterator[Stop]
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     listener = threading.Thread(target=stop._listen, args=(ours,), daemon=True, name="signals")
-    before = {number: signal.signal(number, stop._on_signal) for number in WATCHED}
+    nohup = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    watched = [number for number in WATCHED if number not in nohup]
+    before = {number: signal.signal(number, stop._on_signal) for number in watched}
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     listener.start()
     try:

@@ -55,7 +55,7 @@ def train_and_evaluate(
             that of the longer training, so the learning rate jumps.
         mirror: a directory on another disk that gets a copy of all that is needed to go on; where
             workdir is empty, the run in the mirror is continued.
-        grace: seconds that saving may take after SIGTERM or Ctrl-C.
+        grace: seconds that saving may take after SIGTERM, Ctrl-C or SIGHUP.
         max_seconds: the run is saved and left before these are over.
 
     Returns:

@@ -103,6 +103,33 @@ def test_case29_a_signal_and_its_echo_are_one():
     assert done.returncode == 143
 
 
+def lose_the_reader(ignored, step):
+    """Output goes to a pipe whose reader has ended, SIGHUP is ignored or not; stops at a step."""
+    read, write = os.pipe()
+    os.close(read)
+    for number in (1, 2):
+        os.dup2(write, number)
+    os.close(write)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    freeze_at_step(step)
+
+
+def test_case29_a_closed_terminal_saves_and_stops_unless_it_is_ignored(lab, whole, tmp_path):
+    run = tmp_path / "run"
+    for ignored, step, code in ((False, 9, 129), (True, 17, 0)):
+        child = lab.start(run, before=functools.partial(lose_the_reader, ignored, step))
+        child.when(child.frozen)
+        child.signal(signal.SIGHUP)
+        end = time.monotonic() + 60
+        with contextlib.suppress(ProcessLookupError):  # it stops at every step from this one on
+            while child.process.is_alive() and time.monotonic() < end:
+                child.signal(signal.SIGCONT)
+                time.sleep(0.05)
+        assert child.end() == code
+        assert steps(run)[-1] in ((9, 10, 11) if code else (24,))
+    assert outcome(run) == whole
+
+
 def test_case31_max_seconds_are_kept(lab, whole, tmp_path):
     run = tmp_path / "run"
     start = time.monotonic()
