@@ -101,7 +101,8 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         checkpoint_every=max(1.0, steps(config, "", "checkpoint_every")),
     )
     if result.total < 1:
-        problems.append("the training has no step. Fix: more num_epochs or a smaller batch_size")
+        images = f"{train_size:,} images in batches of {config.batch_size:,}"
+        problems.append(f"the training has no step: {images}. Fix: more epochs, a smaller batch")
     if config.log_every_steps < 1:
         problems.append("log_every_steps is below 1. Fix: 1 or more")
     if config.schedule.patience < 1:
