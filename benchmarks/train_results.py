@@ -73,22 +73,21 @@ def main():
         logs.mkdir(exist_ok=True)
         for seed, workdir in zip(seeds, workdirs, strict=True):
             shutil.copy(workdir / "metrics.csv", logs / f"seed{seed}.csv")
-        info = json.loads((workdirs[0] / "run.json").read_text())
-        # Other rows may have been added by another process meanwhile.
-        table = results.read(path)
-        config = json.loads((workdirs[0] / "config.json").read_text())
-        table[name] = results.with_measurements(
-            row,
-            summaries,
-            info,
-            [workdir / "metrics.csv" for workdir in workdirs],
-            hardware=args.hardware,
-            log=f"results/{name}",
-            epochs=config["num_epochs"],
-        )
-        if args.add_seeds:
-            accuracy = row["accuracy"] + table[name]["accuracy"]
-            table[name] |= {"seeds": row["seeds"] + seeds, "accuracy": accuracy}
+        table = results.read(path)  # another process may have added rows meanwhile
+        if args.add_seeds:  # times stay those of the first seeds
+            more = [round(summary["test_accuracy"], 5) for summary in summaries]
+            table[name] = row | {"seeds": row["seeds"] + seeds, "accuracy": row["accuracy"] + more}
+        else:
+            config = json.loads((workdirs[0] / "config.json").read_text())
+            table[name] = results.with_measurements(
+                row,
+                summaries,
+                json.loads((workdirs[0] / "run.json").read_text()),
+                [workdir / "metrics.csv" for workdir in workdirs],
+                hardware=args.hardware,
+                log=f"results/{name}",
+                epochs=config["num_epochs"],
+            )
         results.write(path, table)
         (ROOT / "docs" / "results.md").write_text(results.page(table))
         print(f"{name}: {table[name]['accuracy']}", flush=True)

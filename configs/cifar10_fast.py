@@ -1,4 +1,4 @@
-"""CIFAR-10 in 14 epochs, 94.3 %: the network and recipe of Jordan 2024 (arXiv:2404.00498).
+"""CIFAR-10 in 14 epochs, 94.4 %: the network and recipe of Jordan 2024 (arXiv:2404.00498).
 
 python main.py --config=configs/cifar10_fast.py
 """
