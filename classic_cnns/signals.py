@@ -106,9 +106,11 @@ def watch(grace: float = 25.0, deadline: float = float("inf")) -> Iterator[Stop]
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     listener = threading.Thread(target=stop._listen, args=(ours,), daemon=True, name="signals")
-    nohup = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
-    watched = [number for number in WATCHED if number not in nohup]
-    before = {number: signal.signal(number, stop._on_signal) for number in watched}
+    before = {
+        number: signal.signal(number, stop._on_signal)
+        for number in WATCHED
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    }
     wakeup = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     listener.start()
     try:
