@@ -75,8 +75,8 @@ def main():
             shutil.copy(workdir / "metrics.csv", logs / f"seed{seed}.csv")
         table = results.read(path)  # another process may have added rows meanwhile
         if args.add_seeds:  # times stay those of the first seeds
-            more = [round(summary["test_accuracy"], 5) for summary in summaries]
-            table[name] = row | {"seeds": row["seeds"] + seeds, "accuracy": row["accuracy"] + more}
+            accuracy = row["accuracy"] + results.accuracies(summaries)
+            table[name] = row | {"seeds": row["seeds"] + seeds, "accuracy": accuracy}
         else:
             config = json.loads((workdirs[0] / "config.json").read_text())
             table[name] = results.with_measurements(

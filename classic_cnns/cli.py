@@ -28,14 +28,14 @@ def main(argv: list[str] | None = None) -> int:
 
     models = commands.add_parser("models", help="list the networks")
     models.add_argument("pattern", nargs="?", default="*", help="for example 'resnet*'")
-    models.set_defaults(run=_models, compiles=False)
+    models.set_defaults(run=_models, on_device=False)
 
     summary = commands.add_parser("summary", help="the layers of a network")
     summary.add_argument("model")
     summary.add_argument("--image-size", type=int, default=224)
     summary.add_argument("--channels", type=int, default=3)
     summary.add_argument("--num-classes", type=int, default=1000)
-    summary.set_defaults(run=_summary, compiles=False)
+    summary.set_defaults(run=_summary, on_device=False)
 
     convert = commands.add_parser("convert", help="weights of other libraries, in and out")
     convert.add_argument("source", type=Path, help="a weight file, or with --to a run directory")
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         "--partial", action="store_true", help="allow missing and left-over arrays"
     )
     convert.add_argument("--num-classes", type=int, default=0)
-    convert.set_defaults(run=_convert, compiles=False)
+    convert.set_defaults(run=_convert, on_device=False)
 
     evaluate = commands.add_parser("evaluate", help="accuracy of a run or of converted weights")
     evaluate.add_argument("workdir", type=Path)
@@ -67,14 +67,14 @@ def main(argv: list[str] | None = None) -> int:
     evaluate.set_defaults(run=_evaluate)
 
     doctor = commands.add_parser("doctor", help="whether this installation can train")
-    doctor.set_defaults(run=_doctor, compiles=False)
+    doctor.set_defaults(run=_doctor, on_device=False)
 
     args, overrides = parser.parse_known_args(argv)
     args.overrides = overrides
     if wrong := [a for a in overrides if not (hasattr(args, "config") and a[:9] == "--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(map(printable, wrong))}")
     try:
-        if getattr(args, "compiles", True):  # JAX takes a second and 100 MB to import
+        if getattr(args, "on_device", True):  # JAX takes a second and 100 MB to import
             from classic_cnns.doctor import check_devices
 
             keep_compiled(args.compilation_cache)

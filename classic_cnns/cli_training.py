@@ -18,12 +18,12 @@ def add_commands(commands: Any) -> None:
     check.add_argument(
         "--no-duplicates", action="store_true", help="do not look for pictures that are there twice"
     )
-    check.set_defaults(run=_check_data, compiles=False)
+    check.set_defaults(run=_check_data, on_device=False)
 
     compare = commands.add_parser("compare", help="runs side by side: a table and their curves")
     compare.add_argument("workdirs", nargs="+", type=Path, metavar="RUN")
     compare.add_argument("--out", type=Path, default=Path("compare.png"))
-    compare.set_defaults(run=_compare, compiles=False)
+    compare.set_defaults(run=_compare, on_device=False)
 
     find = commands.add_parser("lr-find", help="a learning rate, by a short range test")
     find.add_argument("config", help="configs/FILE.py[:DATASET]; --config.FIELD=VALUE may follow")

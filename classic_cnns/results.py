@@ -49,6 +49,11 @@ def find(table: dict[str, Row], name: str) -> Row:
     return table[name]
 
 
+def accuracies(summaries: Sequence[Row]) -> list[float]:
+    """On the test split, of each result.json."""
+    return [round(summary["test_accuracy"], 5) for summary in summaries]
+
+
 def with_measurements(
     row: Row,
     summaries: Sequence[Row],
@@ -71,7 +76,7 @@ def with_measurements(
         epochs: length of the training.
     """
     return row | {
-        "accuracy": [round(s["test_accuracy"], 5) for s in summaries],
+        "accuracy": accuracies(summaries),
         "epochs": epochs,
         "seconds": statistics.median(s["seconds"] for s in summaries),
         "images_per_sec": training_speed(curves),

@@ -84,7 +84,9 @@ def test_a_platform_that_does_not_start_is_an_error(monkeypatch):
     assert "JAX_PLATFORMS=cuda: Unable to initialize backend 'cuda'. Fix: " in finding.text
 
 
-@pytest.mark.skipif(any(map(doctor._is_installed, doctor.ACCELERATORS["cuda"])), reason="CUDA")
+@pytest.mark.skipif(
+    any(map(doctor._is_installed, doctor.ACCELERATORS["cuda"])), reason="JAX's CUDA package is here"
+)
 def test_a_platform_without_its_package_is_one_line():
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cuda"}
     run = functools.partial(subprocess.run, env=env, capture_output=True, text=True)
