@@ -1,5 +1,6 @@
 """Every lowering computes what XLA's plain operation computes, to any order of derivative."""
 
+import functools
 import re
 
 import flax.linen as nn
@@ -79,20 +80,67 @@ def test_conv_equals_lax(name, shape, monkeypatch):
         assert ours[0].dtype == jnp.float64
 
 
+@pytest.mark.parametrize(
+    ("images", "height", "width", "padding"),
+    [
+        (5, 7, 4, ((1, 1), (1, 1))),  # in three slices of two images
+        (4, 5, 6, ((0, 0), (0, 0))),
+        (2, 1, 5, ((2, 1), (0, 2))),
+    ],
+)
+def test_winograd_equals_lax(images, height, width, padding):
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x = jnp.array(rng.normal(size=(images, height, width, 4)))
+        kernel = jnp.array(rng.normal(size=(3, 3, 4, 6)))
+        ours = derivatives(lambda x, k: lowering._winograd_conv(x, k, padding, 2), x, kernel)
+        close(ours, derivatives(lambda x, k: lowering._lax_conv(x, k, (1, 1), padding), x, kernel))
+
+
+def test_winograd_in_float32_is_as_exact_as_the_sum():
+    """Root mean square errors of the outputs and both gradients, against float64."""
+    rng = np.random.default_rng(0)
+    x, kernel, cotangent = (
+        rng.normal(size=shape) for shape in [(4, 16, 16, 64), (3, 3, 64, 64), (4, 16, 16, 64)]
+    )
+    padding = ((1, 1), (1, 1))
+
+    def values(impl, dtype):
+        @jax.jit
+        def all_of(x, kernel, cotangent):
+            f = functools.partial(lowering.conv, padding=padding, impl=impl)
+            out, pullback = jax.vjp(f, x, kernel)
+            return out, *pullback(cotangent)
+
+        args = (jnp.asarray(a, dtype) for a in (x, kernel, cotangent))
+        return [np.asarray(v, np.float64) for v in all_of(*args)]
+
+    with jax.enable_x64(True):
+        exact = values("lax", "float64")
+    both = zip(exact, values("auto", "float32"), values("lax", "float32"), strict=True)
+    for true, winograd, direct in both:
+        error, allowed = (np.square(v - true).mean() ** 0.5 for v in (winograd, direct))
+        assert 0 < error < 1.2 * allowed < 1e-3
+
+
 def test_auto_chooses_by_shape(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
 
-    def text(c, o, size, k, **kwargs):
-        x, kernel = jnp.zeros((64, size, size, c)), jnp.zeros((k, k, c, o))
+    def text(c, o, size, k, dtype="float32", **kwargs):
+        x, kernel = jnp.zeros((64, size, size, c), dtype), jnp.zeros((k, k, c, o), dtype)
         return str(jax.make_jaxpr(lambda k: lowering.conv(x, k, **kwargs))(kernel))
 
     assert "conv_general_dilated" not in text(64, 256, 8, 1)
     assert "conv_general_dilated" not in text(3, 6, 32, 5)
     assert "conv_general_dilated" in text(3, 16, 32, 3)  # wide for its kernel
     assert "pad" not in text(64, 192, 4, 5, padding=((2, 2), (2, 2)))  # pixels
-    assert "pad" in text(64, 64, 4, 3, padding=((1, 1), (1, 1)))  # patches
-    assert "custom_jvp" in text(64, 64, 32, 3, padding=((1, 1), (1, 1)))
-    assert "custom_jvp" not in text(64, 64, 32, 3, impl="lax")
+    same = {"padding": ((1, 1), (1, 1))}
+    assert "pad" in text(64, 16, 4, 3, **same)  # patches
+    assert "custom_jvp" in text(16, 64, 32, 3, **same)
+    assert "custom_jvp" not in text(16, 64, 32, 3, impl="lax")
+    assert "conv_general_dilated" not in text(64, 64, 32, 3, **same)  # Winograd's
+    assert "custom_jvp" in text(64, 64, 32, 3, strides=(2, 2), **same)
+    assert "custom_jvp" in text(64, 64, 32, 3, dtype="bfloat16", **same)
 
 
 @pytest.mark.parametrize("impl", ["auto", "lax"])

@@ -18,6 +18,7 @@ reverse mode and any mixture of the two (Hessian-vector products) work.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -31,6 +32,9 @@ Padding = tuple[Pair, Pair]
 
 BLOCK_OUTPUTS = 16  # channels out, up to which products of blocks win, and
 _BLOCK_LIMIT = 4  # channels in × channels out over the kernel's area
+_WINOGRAD_CHANNELS = 32  # in and out, and
+_WINOGRAD_PIXELS = 128  # outputs of a batch, from which on Winograd's form wins
+_WINOGRAD_BYTES = 1 << 21  # part of a batch that is transformed at once
 _SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
 _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 
@@ -79,11 +83,81 @@ def _general_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Paddi
     h_out, w_out = map(_out_size, x.shape[1:3], (kh, kw), strides, padding)
     if kh >= x.shape[1] and kw >= x.shape[2] and max(h_out, w_out) <= _SMALL_MAP:
         return _pixels_conv(x, kernel, strides, padding)
+    if (
+        (kh, kw, *strides, x.dtype) == (3, 3, 1, 1, jnp.float32)
+        and min(kernel.shape[2:]) >= _WINOGRAD_CHANNELS
+        and x.shape[0] * h_out * w_out >= _WINOGRAD_PIXELS
+    ):
+        image = x[0].size // kernel.shape[2] * max(kernel.shape[2:]) * x.dtype.itemsize
+        size = max(1, _WINOGRAD_BYTES // image)
+        if jax.device_count() > 1:  # a batch that is spread over devices stays where it is
+            size = x.shape[0]
+        return _winograd_conv(x, kernel, padding, size)
     if h_out <= _SMALL_MAP:
         return _patches_conv(x, kernel, strides, padding)
     if jax.device_count() > 1:  # slices of a batch that is spread over devices would move it
         return _lax_conv(x, kernel, strides, padding)
     return _sliced_conv(x, kernel, strides, padding)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))  # traced once for all layers of a shape
+def _winograd_conv(x: jax.Array, kernel: jax.Array, padding: Padding, size: int) -> jax.Array:
+    """3×3, stride 1, by Winograd's F(2×2, 3×3) (Lavin & Gray, "Fast Algorithms for Convolutional
+    Neural Networks", CVPR 2016, section 4.1).
+
+    The one-dimensional algorithm F(2, 3) gives two neighbouring outputs from four inputs with four
+    multiplications; it is nested, along the width and then the height. What is multiplied is four
+    times the image, so it is made for `size` images at once, which fit the cache, and made again
+    for the gradient.
+    """
+    n = x.shape[0]
+    rows = _winograd_weights(lax.split(kernel, (1, 1, 1)))
+    weights = [jnp.concatenate(_winograd_weights(lax.split(r[0], (1, 1, 1)))) for r in rows]
+    some: Callable[..., jax.Array] = functools.partial(_winograd_slice, padding=padding)
+    if n <= size:
+        return some(x, weights)
+    size = next((d for d in range(size, size // 2, -1) if n % d == 0), size)
+    slices = -(-n // size)
+    some = jax.checkpoint(some, prevent_cse=False)
+    x = jnp.pad(x, ((0, slices * size - n), (0, 0), (0, 0), (0, 0)))
+    out = lax.map(lambda part: some(part, weights), x.reshape(slices, size, *x.shape[1:]))
+    return out.reshape(slices * size, *out.shape[2:])[:n]
+
+
+def _winograd_slice(x: jax.Array, weights: Sequence[jax.Array], padding: Padding) -> jax.Array:
+    (n, h, w, c), o = x.shape, weights[0].shape[-1]
+    h_out, w_out = _out_size(h, 3, 1, padding[0]), _out_size(w, 3, 1, padding[1])
+    h_tiles, w_tiles = -(-h_out // 2), -(-w_out // 2)
+    (top, _), (left, _) = padding
+    tails = (top, 2 * h_tiles + 2 - h - top, 0), (left, 2 * w_tiles + 2 - w - left, 0)
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *tails, (0, 0, 0)))
+    inputs = _winograd_inputs(jnp.stack(_winograd_inputs(x)))  # 4 of (4, N, tiles, tiles, C)
+    products = [
+        (a.reshape(4, -1, c) @ b).reshape(4, n, h_tiles, w_tiles, o)
+        for a, b in zip(inputs, weights, strict=True)
+    ]
+    columns = lax.split(_winograd_outputs(products), (1,) * 4)
+    return _winograd_outputs([column[0] for column in columns])[:, :h_out, :w_out]
+
+
+def _winograd_inputs(x: jax.Array) -> list[jax.Array]:
+    """Along axis 2, of every tile of four inputs (one each two) what is multiplied."""
+    x = x.reshape(*x.shape[:2], x.shape[2] // 2, 2, *x.shape[3:])
+    even, odd = (part[:, :, :, 0] for part in lax.split(x, (1, 1), axis=3))
+    a, b, c, d = even[:, :, :-1], odd[:, :, :-1], even[:, :, 1:], odd[:, :, 1:]
+    return [a - c, b + c, c - b, b - d]
+
+
+def _winograd_weights(kernel: Sequence[jax.Array]) -> list[jax.Array]:
+    a, b, c = kernel
+    return [a, (a + b + c) / 2, (a - b + c) / 2, c]
+
+
+def _winograd_outputs(products: Sequence[jax.Array]) -> jax.Array:
+    """Two outputs from four products, side by side along axis 2."""
+    a, b, c, d = products
+    x = jnp.stack([a + b + c, b - c - d], axis=3)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
 def _lax_conv(
