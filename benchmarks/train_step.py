@@ -49,7 +49,7 @@ def our_model(name, classes, dtype):
 
 def jax_runner(model, images, labels):
     """A function of the number of steps, the number of parameters, and the compiled step's costs
-    by the compiler's account ("flops", "bytes accessed").
+    by the compiler's account ("flops", "bytes accessed"), which counts the body of a loop once.
     """
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     tx = optax.sgd(0.01, momentum=0.9, nesterov=True)
