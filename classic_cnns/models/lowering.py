@@ -32,7 +32,7 @@ Padding = tuple[Pair, Pair]
 
 BLOCK_OUTPUTS = 16  # channels out, up to which products of blocks win, and
 _BLOCK_LIMIT = 4  # channels in × channels out over the kernel's area
-_WINOGRAD_CHANNELS = 32  # in and out, and
+_WINOGRAD_CHANNELS = 24  # in and out, and
 _WINOGRAD_PIXELS = 128  # outputs of a batch, from which on Winograd's form wins
 _WINOGRAD_BYTES = 1 << 21  # part of a batch that is transformed at once
 _SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
