@@ -8,6 +8,8 @@ XLA:CPU's own choices are slow for some shapes (docs/performance.md has the figu
 * a convolution onto a map of a few pixels is one product with its patches, since XLA falls back to
   a naive loop where the map is smaller than the kernel; and there (3×3 on 2×2, 5×5 on 4×4) one
   product a pixel, with the part of the kernel that is not over padding;
+* a 3×3 convolution of many channels in float32 is Winograd's sixteen products for tiles of four
+  outputs: 4 multiplications an output in place of 9;
 * the weight gradient of any other convolution is summed over slices of the batch that fit the
   cache, because XLA transposes the whole activation for it.
 
@@ -88,8 +90,8 @@ def _general_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Paddi
         and min(kernel.shape[2:]) >= _WINOGRAD_CHANNELS
         and x.shape[0] * h_out * w_out >= _WINOGRAD_PIXELS
     ):
-        image = x[0].size // kernel.shape[2] * max(kernel.shape[2:]) * x.dtype.itemsize
-        size = max(1, _WINOGRAD_BYTES // image)
+        pixels = x.shape[1] * x.shape[2]
+        size = max(1, _WINOGRAD_BYTES // (pixels * max(kernel.shape[2:]) * x.dtype.itemsize))
         if jax.device_count() > 1:  # a batch that is spread over devices stays where it is
             size = x.shape[0]
         return _winograd_conv(x, kernel, padding, size)
@@ -113,14 +115,14 @@ def _winograd_conv(x: jax.Array, kernel: jax.Array, padding: Padding, size: int)
     n = x.shape[0]
     rows = _winograd_weights(lax.split(kernel, (1, 1, 1)))
     weights = [jnp.concatenate(_winograd_weights(lax.split(r[0], (1, 1, 1)))) for r in rows]
-    some: Callable[..., jax.Array] = functools.partial(_winograd_slice, padding=padding)
+    transform: Callable[..., jax.Array] = functools.partial(_winograd_slice, padding=padding)
     if n <= size:
-        return some(x, weights)
+        return transform(x, weights)
     size = next((d for d in range(size, size // 2, -1) if n % d == 0), size)
     slices = -(-n // size)
-    some = jax.checkpoint(some, prevent_cse=False)
+    transform = jax.checkpoint(transform, prevent_cse=False)
     x = jnp.pad(x, ((0, slices * size - n), (0, 0), (0, 0), (0, 0)))
-    out = lax.map(lambda part: some(part, weights), x.reshape(slices, size, *x.shape[1:]))
+    out = lax.map(lambda part: transform(part, weights), x.reshape(slices, size, *x.shape[1:]))
     return out.reshape(slices * size, *out.shape[2:])[:n]
 
 
