@@ -11,7 +11,7 @@ if [ "${1:-}" = --smoke ]; then smoke=(--smoke); shift; fi
 if [ $# -eq 0 ]; then
     set -- environment parity steps-32 steps-224 dispatch accuracy ${DATA_ROOT:+results}
 fi
-export PYTHONPATH=. XLA_PYTHON_CLIENT_PREALLOCATE=false  # PyTorch needs memory, too
+export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} XLA_PYTHON_CLIENT_PREALLOCATE=false  # PyTorch needs memory, too
 status=0
 for part in "$@"; do
     echo "== $part"

@@ -14,7 +14,7 @@ def torch_model(name, classes, side):
     """The peer of a network at this side in pixels; None for those that nobody has in PyTorch."""
     if name == "lenet5":
         return lenet5(classes) if side == 32 else None
-    if name in ("lenet5_1998", "googlenet2014"):
+    if name in ("lenet5_1998", "googlenet2014", "airbench94"):
         return None
     if name.startswith("alexnet"):
         variant = "column" if name == "alexnet" else "towers"
@@ -101,6 +101,9 @@ def torch_runner(model, images, labels, *, compiled, dtype, device):
         dtype: "float32", or "bfloat16" by autocast.
         device: "cpu" or "cuda".
     """
+    torch.backends.cudnn.benchmark = True
+    if compiled:  # it recompiles a forward method a few times only, then falls back to eager
+        torch._dynamo.reset()
     model = model.to(device, memory_format=torch.channels_last)
     images = torch.from_numpy(images).to(device).permute(0, 3, 1, 2)
     images = images.contiguous(memory_format=torch.channels_last)
