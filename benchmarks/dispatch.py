@@ -33,7 +33,7 @@ def main():
         start = time.perf_counter()
         for step in range(STEPS):
             stop = min(next_event(step, every) for every in (390.625, 390.625, 50))
-            with clock.waiting(total):
+            with clock.waiting(1, total):
                 index = loader.train(step, 1)
             with jax.transfer_guard("disallow"):
                 total = count(total, index)

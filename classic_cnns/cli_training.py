@@ -39,7 +39,7 @@ def add_commands(commands: Any) -> None:
     reproduce.add_argument("--seed", type=int, help="the row's first by default")
     reproduce.add_argument("--data-dir", default="")
     reproduce.add_argument("--workdir", type=Path, help="runs/reproduce-ROW-seedSEED by default")
-    reproduce.set_defaults(run=_reproduce)
+    reproduce.set_defaults(run=_reproduce, trains=True)
 
     sweep = commands.add_parser("sweep", help="trains over a grid of settings and seeds")
     sweep.add_argument("config", help="configs/FILE.py[:DATASET]; --config.FIELD=VALUE may follow")
@@ -48,7 +48,7 @@ def add_commands(commands: Any) -> None:
     sweep.add_argument(
         "--out", type=Path, default=Path("runs/sweep"), help="of the run directories"
     )
-    sweep.set_defaults(run=_sweep)
+    sweep.set_defaults(run=_sweep, trains=True)
 
     fit = commands.add_parser("fit-batch", help="the largest batch that fits, by the compiler")
     fit.add_argument("config", help="configs/FILE.py[:DATASET]; --config.FIELD=VALUE may follow")

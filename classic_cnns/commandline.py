@@ -229,6 +229,15 @@ class Lasting:
                 os.close(nowhere)
 
 
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Inside, stdout and stderr are `Lasting`."""
+    out: Any = Lasting(sys.stdout)
+    err: Any = Lasting(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
+
+
 def fail(error: Exception) -> NoReturn:
     """Prints an error in one line and exits with its code; 1 for one that nobody foresaw."""
     if isinstance(error, Stopped):

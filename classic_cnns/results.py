@@ -23,7 +23,7 @@ def read(path: Path) -> dict[str, Row]:
     A row has "config" (FILE.py:DATASET), "data", "overrides" (further flags), "seeds" and, once it
     is measured, "accuracy" (of each seed, on the test split), "epochs", "seconds" (the median),
     "images_per_sec" (while training; the median over epochs and seeds), "hardware", "versions" and
-    "log".
+    "log"; and perhaps a "note", in words.
 
     Raises:
         WorkdirError: missing or malformed.
@@ -130,6 +130,7 @@ def page(table: dict[str, Row]) -> str:
     ]
     for name, row in table.items():
         recipe = f"`{' '.join((row['config'], *row['overrides']))}`"
+        recipe += f", {row['note']}" if "note" in row else ""
         values = row.get("accuracy")
         if not values:
             lines.append(f"| {name} | not measured | | | | | | {recipe} | |")

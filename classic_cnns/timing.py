@@ -91,30 +91,38 @@ class Clock:
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self._compiled = False
+        self._compiled: set[int] = set()
         self._images, self._seconds, self._wait = 0, 0.0, 0.0
 
     @contextlib.contextmanager
-    def waiting(self, result: Any) -> Iterator[None]:
-        """Around the fetching of input; `result` is that of the step dispatched before.
+    def waiting(self, steps: int, result: Any) -> Iterator[None]:
+        """Around the fetching of input for a dispatch of `steps` steps; `result` is that of the one
+        before.
 
-        Steps are dispatched ahead of the device. While it still computes, nobody waits.
+        Steps are dispatched ahead of the device. While it still computes, nobody waits. The first
+        dispatch of so many steps compiles, so the clock stands still from here until its `count`.
         """
+        if steps not in self._compiled:
+            if self._compiled:
+                jax.block_until_ready(result)
+                self.pause()
+            yield
+            return
         start = time.perf_counter()
         yield
         if all(leaf.is_ready() for leaf in jax.tree.leaves(result)):
             self._wait += time.perf_counter() - start
 
     def count(self, steps: int, result: Any) -> None:
-        """After `steps` more were dispatched; the first call waits for their result and starts the
-        clock.
+        """After `steps` more were dispatched; the first call with so many waits for their result,
+        which does not count, and starts the clock.
         """
-        if self._compiled:
+        if steps in self._compiled:
             self._images += steps * self.batch_size
         else:
             jax.block_until_ready(result)
-            self._compiled = True
-            self.restart(new_epoch=True)
+            self.restart(new_epoch=not self._compiled)
+            self._compiled.add(steps)
 
     def read(self) -> dict[str, float]:
         """Images per second, and the largest share of time that the device may have waited for

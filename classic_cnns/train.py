@@ -197,7 +197,7 @@ def _train(
             if not evaluating:
                 until = min(next_eval, next_save, next_log)
                 count = per_dispatch if until - step >= per_dispatch else 1
-                with clock.waiting(progress), stopwatch.charge("data_wait"):
+                with clock.waiting(count, progress), stopwatch.charge("data_wait"):
                     item = loaders["train"].train(step, count)
                 stopwatch.to_training(count)
                 with jax.transfer_guard("disallow"):

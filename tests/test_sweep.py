@@ -1,5 +1,7 @@
 """A sweep is the trainings of its grid, told apart, gone on with and summed up."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,13 @@ def test_the_command_trains_what_is_missing(tmp_path, capsys, monkeypatch):
     assert cli.main([*args, f"{RATE}=0.1,0.2", "--seeds=0-1"]) == 0
     assert trained == [(0.2, 0, 5), (0.2, 1, 5)]
     assert "* test accuracy 0.5000" in capsys.readouterr().out
+    trained.clear()
+    read, write = os.pipe()
+    os.close(read)  # nobody reads any more
+    with monkeypatch.context() as patch, open(write, "w") as nowhere:
+        patch.setattr(sys, "stdout", nowhere)
+        assert cli.main([*args, f"{RATE}=0.6,0.7"]) == 0
+    assert trained == [(0.6, 0, 5), (0.7, 0, 5)]
     trained.clear()
     args[2] = "--config.num_steps=6"
     assert cli.main([*args, f"{RATE}=0.3,0.1"]) == 4

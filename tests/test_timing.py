@@ -21,10 +21,25 @@ def test_only_an_idle_device_waits_for_input(running):
     clock.count(1, jnp.zeros(()))  # compiled
     last = {"done": jnp.zeros(()).block_until_ready(), "other": Running() if running else None}
     for _ in range(3):
-        with clock.waiting(last):
+        with clock.waiting(1, last):
             time.sleep(0.02)
         time.sleep(0.02)
         clock.count(1, None)
     clock.pause()
     wait = clock.read()["input_wait"]
     assert wait == 0 if running else 0.3 < wait < 0.7
+
+
+def test_each_size_of_dispatch_compiles_outside_the_clock():
+    clock = Clock(10)
+    for steps in (16, 16, 1, 1, 16):
+        with clock.waiting(steps, jnp.zeros(())):
+            pass
+        time.sleep(0.01 * steps)
+        if steps == 1:
+            time.sleep(0.2)
+        clock.count(steps, jnp.zeros(()))
+    clock.pause()
+    # What counts is the second dispatch of 16 steps, the second of one and the third of 16.
+    counted = 10 * (16 + 1 + 16) / clock.read()["images_per_sec"]
+    assert 0.16 + 0.21 + 0.16 <= counted < 0.73
