@@ -87,7 +87,8 @@ def draw_first_batch(
     batch: Batch, augment: Augment | None, seed: int, classes: Sequence[str], workdir: Path
 ) -> None:
     """Draws what the first step sees, augmented and with labels, as train_batch.png."""
-    seen: dict[str, Any] = jax.device_get(augmented(batch, augment, seed, 0))
+    draw = jax.jit(functools.partial(augmented, augment=augment, seed=seed, step=0))
+    seen: dict[str, Any] = jax.device_get(draw(batch))
     labels = batch_labels(seen, classes)
     path = workdir / "train_batch.png"
     plot_batch(seen["image"], labels, path, "what the first step sees")
@@ -96,8 +97,8 @@ def draw_first_batch(
 def draw_schedule(schedule: optax.Schedule, spans: Durations, path: Path, title: str) -> None:
     """Draws the learning rate over the training, as a PNG."""
     steps = np.linspace(0, spans.total - 1, min(spans.total, 1000)).astype(np.int32)
-    rates = jax.vmap(schedule)(steps) + np.zeros(len(steps))  # a constant ignores its argument
-    plot_schedule(np.asarray(rates), steps / spans.epoch, path, title)
+    rates = np.asarray(jax.jit(jax.vmap(schedule))(steps))
+    plot_schedule(rates, steps / spans.epoch, path, title)
 
 
 def _in_order(tree: Any, path: str = "") -> dict[str, Any]:
