@@ -1,11 +1,12 @@
 """Our networks with flax.linen's own layers in place of ours, for comparison."""
 
 import contextlib
+import inspect
 from unittest import mock
 
 import flax.linen as nn
 
-from classic_cnns.models import alexnet, googlenet, lenet, resnet, vgg
+import classic_cnns.models
 
 
 def conv(features, kernel_size, strides=(1, 1), padding=((0, 0), (0, 0)), groups=1, **settings):
@@ -30,7 +31,9 @@ def plain_linen():
     """Within it, networks are traced with nn.Conv, nn.BatchNorm and nn.max_pool."""
     theirs = {"Conv": conv, "BatchNorm": batch_norm, "max_pool": max_pool}
     with contextlib.ExitStack() as stack:
-        for module in (alexnet, googlenet, lenet, resnet, vgg):
-            there = {name: value for name, value in theirs.items() if hasattr(module, name)}
-            stack.enter_context(mock.patch.multiple(module, **there))
+        for module in filter(inspect.ismodule, vars(classic_cnns.models).values()):
+            name = module.__name__.removeprefix("classic_cnns.models.")
+            if name not in (module.__name__, "layers", "lowering"):
+                there = {name: value for name, value in theirs.items() if hasattr(module, name)}
+                stack.enter_context(mock.patch.multiple(module, **there))
         yield
