@@ -32,14 +32,11 @@ def test_only_an_idle_device_waits_for_input(running):
 
 def test_each_size_of_dispatch_compiles_outside_the_clock():
     clock = Clock(10)
-    for steps in (16, 16, 1, 1, 16):
+    for steps, seconds in ((16, 1), (16, 0.02), (1, 1), (1, 0.02), (16, 0.02)):
         with clock.waiting(steps, jnp.zeros(())):
             pass
-        time.sleep(0.01 * steps)
-        if steps == 1:
-            time.sleep(0.2)
+        time.sleep(seconds)
         clock.count(steps, jnp.zeros(()))
     clock.pause()
-    # What counts is the second dispatch of 16 steps, the second of one and the third of 16.
     counted = 10 * (16 + 1 + 16) / clock.read()["images_per_sec"]
-    assert 0.16 + 0.21 + 0.16 <= counted < 0.73
+    assert 0.06 <= counted < 0.8
