@@ -148,12 +148,21 @@ def _check_fields(argv: list[str], known: list[str]) -> None:
         raise ConfigError(f"unknown config field {', '.join(wrong)}")
 
 
+@contextlib.contextmanager
+def lasting_output() -> Iterator[None]:
+    """Inside, stdout and stderr are `Lasting`."""
+    out: Any = Lasting(sys.stdout)
+    err: Any = Lasting(sys.stderr)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
+
+
+@lasting_output()
 def train(argv: list[str], values: Any) -> None:
     """Runs the training that the flags ask for."""
     if len(argv) > 1:
         fail(ConfigError(f"unexpected argument {argv[1]!r}. Fix: flags start with --"))
     logging.set_verbosity(logging.INFO if values.debug else logging.ERROR)
-    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)  # type: ignore[assignment]
     warnings.showwarning = _show_warning
     try:
         if values.deterministic:
@@ -227,15 +236,6 @@ class Lasting:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self._stream.fileno())
                 os.close(nowhere)
-
-
-@contextlib.contextmanager
-def lasting_output() -> Iterator[None]:
-    """Inside, stdout and stderr are `Lasting`."""
-    out: Any = Lasting(sys.stdout)
-    err: Any = Lasting(sys.stderr)
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        yield
 
 
 def fail(error: Exception) -> NoReturn:

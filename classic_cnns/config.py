@@ -237,7 +237,8 @@ def optimizer_from(
     schedule: optax.Schedule | None = None,
     numbers: Numbers | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser and the schedule that it follows.
+    """The optimiser and the schedule that it follows, which is jitted: outside a step it would be a
+    program for each of its operations.
 
     Args:
         config, spans: of the training.
@@ -269,7 +270,7 @@ def optimizer_from(
         tx = lookahead(tx, **ahead, total_steps=spans.total)
     if config.model.dtype == "float16":
         tx = precision.dynamic_loss_scale(tx)
-    return tx, schedule
+    return tx, jax.jit(schedule)
 
 
 def loss_from(config: ConfigDict, dataset: Dataset) -> Loss:

@@ -150,7 +150,6 @@ def _train(
         # ---- compiled functions and loaders
         one_step = bind_step(config, dataset, model, tx, augment, loss, config.ema_decay)
         numbers = replicate(numbers_from(config, notes.rate_scale), mesh)
-        rate_at = jax.jit(schedule)  # in one program, not one for each of its operations
 
         @JitStep
         def train(*tree: Any, numbers: Numbers) -> Any:
@@ -178,7 +177,7 @@ def _train(
             draw_schedule(schedule, spans, workdir / "schedule.png", workdir.name)
             first = fetch(loaders["train"].data, loaders["train"].train(0))
             draw_first_batch(first, augment, config.seed, dataset.classes, workdir)
-            how = config.optimizer.name, float(rate_at(0)), config.watch_gradient
+            how = config.optimizer.name, float(schedule(0)), config.watch_gradient
             display.print_all(first_batch(state, first, one_step, *how))
         display.start(step)
         clock, started = Clock(config.batch_size), time.monotonic()
@@ -216,7 +215,7 @@ def _train(
                 checkpoints.poll()
                 sums = jax.device_get(progress)
                 if not sums.finite:
-                    what = explain_non_finite(state, loaders["train"], rate_at, one_step)
+                    what = explain_non_finite(state, loaders["train"], schedule, one_step)
                     images = loaders["train"].order.step(int(state.step))[0].tolist()
                     raise failures.non_finite(workdir, what, images)
                 evaluating = step == next_eval
@@ -225,7 +224,7 @@ def _train(
                     notes.epoch_sums = notes.epoch_sums.add(sums.metrics)
                     record = {"step": step, "epoch": step * config.batch_size / len(dataset.train)}
                     record |= {f"train_{k}": v for k, v in sums.metrics.summary().items()}
-                    rate = float(rate_at(step - 1)) * schedules.plateau_scale(state.opt_state)
+                    rate = float(schedule(step - 1)) * schedules.plateau_scale(state.opt_state)
                     record |= {"learning_rate": rate} | clock.read()
                     files.write(record)
                     display.status(record)
