@@ -79,12 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 
             keep_compiled(args.compilation_cache)
             check_devices()
-        if not getattr(args, "trains", False):
-            return args.run(args) or 0
-        from classic_cnns.commandline import lasting_output
-
-        with lasting_output():
-            return args.run(args) or 0
+        return args.run(args) or 0
     except ClassicCNNsError as error:
         if args.debug:
             raise

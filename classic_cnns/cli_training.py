@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def add_commands(commands: Any) -> None:
     reproduce.add_argument("--seed", type=int, help="the row's first by default")
     reproduce.add_argument("--data-dir", default="")
     reproduce.add_argument("--workdir", type=Path, help="runs/reproduce-ROW-seedSEED by default")
-    reproduce.set_defaults(run=_reproduce, trains=True)
+    reproduce.set_defaults(run=_outliving(_reproduce))
 
     sweep = commands.add_parser("sweep", help="trains over a grid of settings and seeds")
     sweep.add_argument("config", help="configs/FILE.py[:DATASET]; --config.FIELD=VALUE may follow")
@@ -48,7 +49,7 @@ def add_commands(commands: Any) -> None:
     sweep.add_argument(
         "--out", type=Path, default=Path("runs/sweep"), help="of the run directories"
     )
-    sweep.set_defaults(run=_sweep, trains=True)
+    sweep.set_defaults(run=_outliving(_sweep))
 
     fit = commands.add_parser("fit-batch", help="the largest batch that fits, by the compiler")
     fit.add_argument("config", help="configs/FILE.py[:DATASET]; --config.FIELD=VALUE may follow")
@@ -109,6 +110,18 @@ def _lr_find(args: argparse.Namespace) -> None:
     per = config.optimizer.learning_rate_per
     field = chosen * per / config.batch_size if per else chosen
     print(f"suggestion: --config.optimizer.learning_rate={field:.2g} (peak; see {args.out})")
+
+
+def _outliving(run: Callable[..., Any]) -> Callable[..., Any]:
+    """The command, which goes on where the reader of its output ends."""
+
+    def command(args: argparse.Namespace) -> Any:
+        from classic_cnns.commandline import lasting_output
+
+        with lasting_output():
+            return run(args)
+
+    return command
 
 
 def _reproduce(args: argparse.Namespace) -> int:
