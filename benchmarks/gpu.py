@@ -31,6 +31,7 @@ import optax
 from train_step import machine, measure, our_model, versions
 
 from classic_cnns import create_model, list_models
+from classic_cnns.compile_cache import keep_compiled
 from classic_cnns.data import Split
 from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.models.macs import count_macs
@@ -202,6 +203,7 @@ def main():
     parser.add_argument("--smoke", action="store_true")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.json")
     args = parser.parse_args()
+    keep_compiled()  # also what XLA found out about each convolution, for the next network
     results, part, smoke = Results(args.out), args.part, args.smoke
     if part.startswith("steps"):
         side = int(part.partition("-")[2])

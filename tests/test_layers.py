@@ -210,24 +210,32 @@ def test_unknown_impl():
         lowering.conv(jnp.zeros((1, 4, 4, 1)), jnp.zeros((1, 1, 1, 1)), impl="fast")
 
 
-def test_normalize_equals_autodiff():
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_normalize_equals_autodiff(one_pass):
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x = jnp.array(rng.normal(3, 2, size=(4, 3, 3, 5)))
         scale, bias = jnp.array(rng.normal(size=5)), jnp.array(rng.normal(size=5))
+        near = jnp.array(rng.normal(2, 2, size=5)) if one_pass else None
         for pick in range(3):  # output, mean, variance
 
             def ours(x, s, b, pick=pick):
-                return layers._normalize(x, s, b, 1e-5)[pick]
+                return layers._normalize(x, s, b, near, 1e-5)[pick]
 
             def plain(x, s, b, pick=pick):
-                return layers._normalize.fun(x, s, b, 1e-5)[pick]
+                return layers._normalize.fun(x, s, b, None, 1e-5)[pick]
 
             close(derivatives(ours, x, scale, bias), derivatives(plain, x, scale, bias))
 
 
+@pytest.fixture(params=["cpu", "gpu"])
+def form(request, monkeypatch):
+    """The form that a platform gets, here computed on CPU."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+
 @pytest.mark.parametrize("impl", ["auto", "lax"])
-def test_batch_norm_equals_flax(impl):
+def test_batch_norm_equals_flax(impl, form):
     x = 5 + 2 * jax.random.normal(jax.random.key(0), (8, 4, 4, 6))
     ours = layers.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-3, impl=impl)
     flax = nn.BatchNorm(
@@ -244,14 +252,19 @@ def test_batch_norm_equals_flax(impl):
     np.testing.assert_allclose(ours.apply(variables, x), flax.apply(variables, x), atol=1e-5)
 
 
-def test_batch_norm_of_large_mean_is_accurate():
+def test_batch_norm_of_large_mean_is_accurate(form):
     x = 1000 + jax.random.normal(jax.random.key(0), (64, 8, 8, 2))
     norm = layers.BatchNorm(use_running_average=False)
-    y, _ = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+    variables = norm.init(jax.random.key(0), x)
+    if jax.default_backend() == "gpu":  # about the average of earlier batches
+        variables["batch_stats"]["mean"] = jnp.full(2, 999.0)
+    y, stats = norm.apply(variables, x, mutable=["batch_stats"])
     assert abs(float(y.std()) - 1) < 1e-3
+    expected = 0.9 + 0.1 * np.asarray(x, np.float64).var((0, 1, 2))
+    np.testing.assert_allclose(stats["batch_stats"]["var"], expected, rtol=1e-5)
 
 
-def test_batch_norm_in_bfloat16_keeps_float32_statistics():
+def test_batch_norm_in_bfloat16_keeps_float32_statistics(form):
     x = jax.random.normal(jax.random.key(0), (256, 16, 16, 2), jnp.bfloat16)
     norm = layers.BatchNorm(use_running_average=False, momentum=0.0, dtype=jnp.bfloat16)
     y, stats = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
@@ -262,7 +275,7 @@ def test_batch_norm_in_bfloat16_keeps_float32_statistics():
 
 @pytest.mark.parametrize("size", [8, 9, 11])
 @pytest.mark.parametrize(("window", "stride", "pad"), [(2, 2, 0), (3, 3, 0), (3, 2, 1), (3, 2, 0)])
-def test_max_pool_equals_flax(size, window, stride, pad):
+def test_max_pool_equals_flax(size, window, stride, pad, form):
     x = jax.random.normal(jax.random.key(0), (2, size, size, 3)) - 10
     padding = ((pad, pad), (pad, pad))
 
@@ -285,7 +298,7 @@ def weights(x):
     return jax.random.normal(jax.random.key(9), x.shape)
 
 
-def test_max_pool_keeps_nan():
+def test_max_pool_keeps_nan(form):
     x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 2, 0].set(jnp.nan)
     y = layers.max_pool(x, 2, 2)[0, :, :, 0]
     assert np.isnan(y).tolist() == [[False, True], [False, False]]

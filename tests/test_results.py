@@ -32,7 +32,10 @@ def test_measurements_of_a_row(tmp_path):
     for seed, speeds in enumerate(((100, 300), (200, 1000, 250))):
         curves.append(tmp_path / f"{seed}.csv")
         curves[-1].write_text("\n".join(["step,images_per_sec", *(f"1,{v}" for v in speeds)]))
-    summaries = [{"test_accuracy": 0.5, "seconds": 10}, {"test_accuracy": 0.25, "seconds": 14}]
+    summaries = [
+        {"test_accuracy": 0.5, "seconds": 9, "goodput": {"useful": 7, "eval": 3}},
+        {"test_accuracy": 0.25, "seconds": 1, "goodput": {"useful": 4, "lost": 8, "eval": 2}},
+    ]
     info = {"python": "3.11", "versions": {"jax": "0"}}
     row = results.with_measurements(
         {"config": "c.py"}, summaries, info, curves, hardware="h", log="results/a", epochs=2

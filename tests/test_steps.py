@@ -54,6 +54,20 @@ def setup(devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, model=LENET):
     )
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_parameters_are_the_same_from_the_host_and_from_the_devices(devices, monkeypatch):
+    host = setup(devices)[0]
+
+    def without_host(backend):
+        raise RuntimeError(f"no backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", without_host)  # as with JAX_PLATFORMS=cuda
+    own = setup(devices)[0]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), host, own)
+    assert {leaf.sharding.num_devices for leaf in jax.tree.leaves((host, own))} == {devices}
+    assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves((host, own)))
+
+
 def test_training_learns_and_traces_once():
     state, progress, train, loader, traces = setup(augment=None, n=160, rate=0.02)
     for step in range(60):

@@ -1,8 +1,8 @@
 """The layers every network here is built from.
 
 `Conv` and `BatchNorm` compute what flax.linen's compute and name their variables alike; `conv` in
-lowering.py says what differs on CPU. A max-pool is maxima of shifted slices there, and BatchNorm's
-derivative is the closed form. `impl="lax"` selects XLA's plain operations everywhere.
+lowering.py says what differs on CPU. A max-pool is maxima of shifted slices on CPU and GPU, and
+BatchNorm's derivative is the closed form. `impl="lax"` selects XLA's plain operations everywhere.
 """
 
 from __future__ import annotations
@@ -41,17 +41,19 @@ def max_pool(
         tails = (max(0, -(-(s - window) // stride) * stride + window - s) for s in (h, w))
         # A window that would start beyond the last pixel is dropped again.
         padding = tuple((0, t if t < window else 0) for t in tails)  # type: ignore[assignment]
-    if impl == "lax" or jax.default_backend() != "cpu":
+    backend = jax.default_backend()
+    if impl == "lax" or backend not in ("cpu", "gpu"):
         return nn.max_pool(x, (window, window), (stride, stride), padding)
-    if window == stride == 2 and x.shape[-1] <= BLOCK_OUTPUTS and not any(map(any, padding)):
-        # The four images that `lowering.conv` has interleaved; XLA cancels the two.
+    quarters = window == stride == 2 and not any(map(any, padding))
+    if quarters and (backend == "gpu" or x.shape[-1] <= BLOCK_OUTPUTS):
+        # On CPU the four images that `lowering.conv` has interleaved; XLA cancels the two.
         n, c = x.shape[0], x.shape[-1]
         x = x[:, : h // 2 * 2, : w // 2 * 2].reshape(n, h // 2, 2, w // 2, 2, c)
         rows = lax.split(x, (1, 1), axis=2)
-        quarters = (part for row in rows for part in lax.split(row, (1, 1), axis=4))
-        return functools.reduce(_first_max, quarters).reshape(n, h // 2, w // 2, c)
+        parts = (part for row in rows for part in lax.split(row, (1, 1), axis=4))
+        return functools.reduce(_first_max, parts).reshape(n, h // 2, w // 2, c)
     # One axis at a time, as maxima of shifted slices: elementwise code, which XLA:CPU vectorises;
-    # the derivative of its own windows is a scatter.
+    # the derivative of XLA's windows is a scatter, on a GPU one of atomic additions.
     if any(map(any, padding)):
         x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=-jnp.inf)
     for axis in (2, 1):  # of equal values the first in reading order gets the gradient
@@ -99,14 +101,24 @@ def local_response_norm(
     return (x * (k + alpha * total) ** -beta).astype(x.dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+    x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array | None, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """x normalised over all axes but the last, with the mean and the (biased) variance used."""
+    """x normalised over all axes but the last, with the mean and the (biased) variance used.
+
+    With `near`, a value for each channel, both are had from one pass over x, as moments about it;
+    the variance loses digits by the square of (mean − near) over the deviation.
+    """
     axes = tuple(range(x.ndim - 1))
-    mean = x.mean(axes)
-    var = jnp.square(x - _row(mean, x)).mean(axes)
+    if near is None:
+        mean = x.mean(axes)
+        var = jnp.square(x - _row(mean, x)).mean(axes)
+    else:
+        away = x - _row(near, x)
+        offset = away.mean(axes)
+        mean = near + offset
+        var = jnp.maximum(jnp.square(away).mean(axes) - jnp.square(offset), 0)
     factor = lax.rsqrt(var + epsilon) * scale
     return x * _row(factor, x) + _row(bias - mean * factor, x), mean, var
 
@@ -116,9 +128,9 @@ def _normalize_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
     # With u = dx·γ/σ the tangent is u − mean(u) − x̂·mean(x̂·u), and that projection is its own
     # transpose: reverse mode gets the closed form. Written as additions of per-channel vectors, so
     # that its two reductions are the ones that dscale and dbias need anyway.
-    (x, scale, bias), (dx, dscale, dbias) = primals, tangents
+    (x, scale, bias, near), (dx, dscale, dbias, _) = primals, tangents  # `near` changes nothing
     axes = tuple(range(x.ndim - 1))
-    out, mean, var = _normalize(x, scale, bias, epsilon)
+    out, mean, var = _normalize(x, scale, bias, near, epsilon)
     inv = lax.rsqrt(var + epsilon)
     x_hat = (x - _row(mean, x)) * _row(inv, x)
     u = dx * _row(inv * scale, x)
@@ -208,9 +220,11 @@ class BatchNorm(nn.Module):
             factor = lax.rsqrt(ra_var.value + self.epsilon) * scale
             x = x * _row(factor, x) + _row(bias - ra_mean.value * factor, x)
         else:
-            closed = self.impl == "auto" and jax.default_backend() == "cpu"
-            normalize = _normalize if closed else _normalize.fun  # type: ignore[attr-defined]
-            x, mean, var = normalize(x, scale, bias, self.epsilon)
+            auto = self.impl == "auto"
+            normalize = _normalize if auto else _normalize.fun  # type: ignore[attr-defined]
+            # A pass over x costs more than arithmetic, but not on CPU.
+            near = ra_mean.value if auto and jax.default_backend() != "cpu" else None
+            x, mean, var = normalize(x, scale, bias, near, self.epsilon)
             if not self.is_initializing():
                 keep = self.momentum
                 ra_mean.value = keep * ra_mean.value + (1 - keep) * lax.stop_gradient(mean)
