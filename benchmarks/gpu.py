@@ -129,6 +129,7 @@ def step(name, side, limits, smoke):
     batch = 2 if smoke else 1024 if side == 32 else 128
     peers = ("ours", "torch eager" if smoke else "torch compile")
     settings = {"rounds": 1, "seconds": 0.01} if smoke else {"rounds": 7, "seconds": 0.2}
+    settings["warm"] = 0
     rows = measure(name, side=side, batch=batch, dtype="bfloat16", peers=peers, **settings)
     ours = rows[0]
     steps = ours["images_per_sec"] / batch

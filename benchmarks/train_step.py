@@ -126,8 +126,10 @@ def runners_of(name, side, batch, dtype, peers):
     return runners, costs
 
 
-def measure(name, *, side, batch, dtype="float32", rounds=15, seconds=0.5, peers=PEERS):
-    """One row for each peer that is there."""
+def measure(name, *, side, batch, dtype="float32", rounds=15, seconds=0.5, warm=5.0, peers=PEERS):
+    """One row for each peer that is there, after about `warm` seconds of each, in turns: on CPU a
+    process is slower at first.
+    """
     runners, costs = runners_of(name, side, batch, dtype, peers)
     counts = {peer: count for peer, (_, count) in runners.items()}
     assert len(set(counts.values())) == 1, f"{name} at {side} px: parameters {counts}"
@@ -137,12 +139,21 @@ def measure(name, *, side, batch, dtype="float32", rounds=15, seconds=0.5, peers
         start = time.perf_counter()
         run(1)
         steps[peer] = max(1, int(seconds / (time.perf_counter() - start)))
-    times = {peer: [] for peer in runners}
-    for _ in range(rounds):
+
+    def one_round():
+        seconds = {}
         for peer, (run, _) in runners.items():
             start = time.perf_counter()
             run(steps[peer])
-            times[peer].append((time.perf_counter() - start) / steps[peer])
+            seconds[peer] = time.perf_counter() - start
+        return seconds
+
+    while warm > 0:
+        warm -= min(one_round().values())
+    times = {peer: [] for peer in runners}
+    for _ in range(rounds):
+        for peer, taken in one_round().items():
+            times[peer].append(taken / steps[peer])
     rows = []
     for peer, values in times.items():
         ratios = [a / b for a, b in zip(values, times["ours"], strict=True)]
