@@ -273,7 +273,7 @@ def test_batch_norm_in_bfloat16_keeps_float32_statistics(form):
     np.testing.assert_allclose(stats["batch_stats"]["var"], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("size", [8, 9, 11])
+@pytest.mark.parametrize("size", [8, 9])
 @pytest.mark.parametrize(("window", "stride", "pad"), [(2, 2, 0), (3, 3, 0), (3, 2, 1), (3, 2, 0)])
 def test_max_pool_equals_flax(size, window, stride, pad, form):
     x = jax.random.normal(jax.random.key(0), (2, size, size, 3)) - 10
