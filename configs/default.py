@@ -8,15 +8,27 @@ this one.
 
 from ml_collections import ConfigDict
 
-# Fields that follow from the dataset, for `--config=configs/MODEL.py:DATASET`.
+# Fields that follow from the dataset, for `--config=configs/MODEL.py:DATASET`: augmentation, and
+# lengths and batches that train every network here well on it.
+_CIFAR = {
+    "augment": {"crop_padding": 4, "flip": "random"},
+    "batch_size": 128,
+    "num_epochs": 200.0,
+    "schedule": {"warmup_epochs": 5.0},
+}
+_PHOTOS = {
+    "augment": {"random_resized_crop": (0.35, 1.0), "flip": "random"},
+    "label_smoothing": 0.1,
+    "schedule": {"warmup_epochs": 2.0},
+}
 DATASETS = {
     "digits": {"data": {"val_fraction": 0.2, "test_fraction": 0.2}, "augment": {"crop_padding": 2}},
     "mnist": {"augment": {"crop_padding": 2, "crop_mode": "constant"}},
     "fashion_mnist": {"augment": {"crop_padding": 2, "flip": "random"}},
-    "cifar10": {"augment": {"crop_padding": 4, "flip": "random"}},
-    "cifar100": {"augment": {"crop_padding": 4, "flip": "random"}},
-    "folder": {"data": {"image_size": 224}, "augment": {"crop_padding": 28, "flip": "random"}},
-    "images_set": {"data": {"image_size": 112}, "augment": {"crop_padding": 14, "flip": "random"}},
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "folder": {"data": {"image_size": 224}} | _PHOTOS,
+    "images_set": {"data": {"image_size": 112}} | _PHOTOS,
     "fake": {},
 }
 

@@ -12,8 +12,5 @@ def get_config(dataset: str = "cifar10") -> ConfigDict:
     config = default.get_config(dataset)
     config.model.name = "resnet50"
     config.model.options = {"stem": "auto"}
-    config.batch_size = 128
-    config.num_epochs = 200.0
-    config.optimizer.learning_rate = 0.1
-    config.schedule.warmup_epochs = 5.0
+    config.optimizer.learning_rate = 0.1 * config.batch_size / 64
     return config
