@@ -26,6 +26,10 @@ from classic_cnns.errors import (
     printable,
 )
 
+# Whose fields are arguments of a network or an optax function: a config file need not hold them.
+OPEN = ("model.options.", "optimizer.options.")
+_CONFIG: dict[str, Any] = {"lock_config": False, "accept_new_attributes": True}  # see _check_fields
+
 STARTED = time.monotonic()  # close to the start of the process: max_seconds counts from here
 
 
@@ -70,7 +74,10 @@ def define_flags() -> None:
 def define_config() -> None:
     """Defines --config, a file with `get_config`, and --config.FIELD for each of its fields."""
     config_flags.DEFINE_config_file(
-        "config", None, "A config file, perhaps with :DATASET. Default: configs/default.py."
+        "config",
+        None,
+        "A config file, perhaps with :DATASET. Default: configs/default.py.",
+        **_CONFIG,
     )
 
 
@@ -108,7 +115,7 @@ def read_config(chosen: str, overrides: Sequence[str] = ()) -> Any:
     sys.path.insert(0, str(Path(chosen.split(":")[0]).resolve().parents[1]))
     try:
         _check_fields(argv, _fields(argv))
-        config_flags.DEFINE_config_file("config", None, flag_values=holder)
+        config_flags.DEFINE_config_file("config", None, flag_values=holder, **_CONFIG)
         sys.argv = argv  # where ml_collections looks for overrides
         holder(argv)
         return holder["config"].value
@@ -143,7 +150,11 @@ def _fields(argv: list[str]) -> list[str]:
 
 def _check_fields(argv: list[str], known: list[str]) -> None:
     names = [m.group(1) for a in argv if (m := re.match(r"--?(?:no)?config\.([\w.]+)", a))]
-    wrong = [f'"{name}" ({nearest(name, known)})' for name in names if name not in known]
+    wrong = [
+        f'"{name}" ({nearest(name, known)})'
+        for name in names
+        if name not in known and not name.startswith(OPEN)
+    ]
     if wrong:
         raise ConfigError(f"unknown config field {', '.join(wrong)}")
 

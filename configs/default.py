@@ -52,7 +52,7 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.model.dtype = "auto"
     # "frozen" = BatchNorm normalises by the statistics it starts with, for fine-tuning.
     config.model.bn = "train"
-    # Further arguments of the network, for example stem="cifar"; see its class.
+    # Further arguments of the network, see its class: --config.model.options.stem=cifar, say.
     config.model.options = ConfigDict()
     # Weights to start from: "torchvision:IMAGENET1K_V1", a weight file, or a run directory; the
     # classifier starts fresh where the number of classes differs. "" = everything starts fresh.
@@ -177,7 +177,7 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     config.optimizer.nesterov = True
     # Whose constants (ε, decay, …): "optax", "keras" or "torch".
     config.optimizer.defaults = "optax"
-    # Further arguments of the optax function, for example b1=0.95.
+    # Further arguments of the optax function: --config.optimizer.options.b1=0.95, say.
     config.optimizer.options = ConfigDict()
 
     config.schedule = ConfigDict()

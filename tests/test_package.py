@@ -13,7 +13,9 @@ import pytest
 
 import classic_cnns
 from classic_cnns import config as config_lib
+from classic_cnns.commandline import read_config
 from classic_cnns.config import flatten
+from classic_cnns.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -147,6 +149,22 @@ def test_config(path):
         tx, _ = config_lib.optimizer_from(config, spans)
         variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
         jax.eval_shape(tx.init, variables["params"])
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+def test_options_need_not_be_in_the_config_file():
+    path = str(ROOT / "configs" / "default.py")
+    flags = ["--config.model.name=resnet18", "--config.model.options.stem=cifar"]
+    flags += ["--config.model.options.zero_init_last=False", "--config.optimizer.name=adam"]
+    config = read_config(path, [*flags, "--config.optimizer.options.b1=0.8"])
+    model = config_lib.model_from(config, 10, (32, 32, 3))
+    assert (model.stem, model.zero_init_last) == ("cifar", False)
+    assert config.optimizer.options.b1 == 0.8
+    wrong = read_config(path, [flags[0], "--config.model.options.stm=cifar"])
+    with pytest.raises(ConfigError, match=r'no field "stm" \(did you mean "stem"'):
+        config_lib.model_from(wrong, 10, (32, 32, 3))
+    with pytest.raises(ConfigError, match=r'unknown config field "model\.option\.stem"'):
+        read_config(path, ["--config.model.option.stem=cifar"])
 
 
 def test_every_default_field_has_a_comment():
