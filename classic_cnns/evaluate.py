@@ -28,8 +28,8 @@ def create_evaluate(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Callable[..., dict[str, Any] | None]:
-    """A function of (state, loader, stop=None) that evaluates a whole split; compiled once per
-    shape.
+    """A function of (state, loader, stop=None) that evaluates a whole split; the network is
+    compiled once per shape of a batch, however many images a split has.
 
     It returns {"loss", "accuracy", "accuracy_top5", "balanced_accuracy"} and "recall", a list with
     that of each class; every image counts once, whatever the batch size. `stop`, a function, is
@@ -37,14 +37,13 @@ def create_evaluate(
     `shift` see `eval_step`.
     """
 
-    def one(state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
-        batch = fetch(data, item)
+    def one(state: TrainState, batch: Batch) -> EvalMetrics:
         return eval_step(state, batch, model=model, mean=mean, std=std, flip=flip, shift=shift)
 
-    def add(sums: EvalMetrics, state: TrainState, data: Batch, item: Batch) -> EvalMetrics:
-        return sums.merge(one(state, data, item))
+    def add(sums: EvalMetrics, state: TrainState, batch: Batch) -> EvalMetrics:
+        return sums.merge(one(state, batch))
 
-    compiled, empty = jax.jit(add), None
+    gather, compiled, empty = jax.jit(fetch), jax.jit(add), None
 
     def evaluate(
         state: TrainState, loader: Loader, stop: Callable[[], bool] | None = None
@@ -54,12 +53,13 @@ def create_evaluate(
         for item in loader.evaluation():
             if stop and stop():
                 return None
+            batch = gather(loader.data, item) if loader.data else item
             if empty is None:
-                shapes = jax.eval_shape(one, state, loader.data, item)
+                shapes = jax.eval_shape(one, state, batch)
                 empty = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
             if sums is None:
                 sums = replicate(empty, loader.mesh)
-            sums = compiled(sums, state, loader.data, item)
+            sums = compiled(sums, state, batch)
         sums = jax.device_get(sums)
         counted = loader.size - len(loader.bad)
         assert jax.process_count() > 1 or int(sums.accuracy.count) == counted, "an image was lost"

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from classic_cnns import evaluate as evaluate_module
 from classic_cnns.data import Split
 from classic_cnns.data.augment import create_augment
 from classic_cnns.data.loaders import ResidentLoader
@@ -133,7 +134,11 @@ def test_augmentation_and_dropout_follow_the_step_alone():
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_evaluation_counts_every_image_once(devices):
+def test_evaluation_counts_every_image_once(devices, monkeypatch):
+    traces = []
+    monkeypatch.setattr(
+        evaluate_module, "eval_step", lambda *a, **k: traces.append(1) or eval_step(*a, **k)
+    )
     mesh = create_mesh(devices)
     model = create_model("lenet5", 10)
     state = create_train_state(model, optax.sgd(0.1), (32, 32, 3), seed=1, mesh=mesh)
@@ -153,6 +158,7 @@ def test_evaluation_counts_every_image_once(devices):
         assert result["accuracy"] == np.float32(hit[:n].sum()) / np.float32(n)
         assert result["accuracy_top5"] == np.float32(top5[:n].sum()) / np.float32(n)
         np.testing.assert_allclose(result["loss"], losses[:n].mean(), rtol=1e-5)
+    assert len(traces) == 2, "one for its shapes, one to compile it, for splits of any size"
 
 
 def test_top5_with_fewer_classes():
