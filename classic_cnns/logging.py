@@ -9,7 +9,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -158,12 +158,23 @@ def _is_number(value: Any) -> bool:
 class Display:
     """A progress bar on a terminal, plain lines elsewhere (pipes, notebooks), and a table of
     epochs.
+
+    Args:
+        total_steps: of the training.
+        compiling: seconds that went into compiling until now, which the time that is left leaves
+            out.
+        mode: "plain" shows no bar on a terminal either.
     """
 
-    def __init__(self, total_steps: int, mode: Literal["auto", "plain"] = "auto") -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        compiling: Callable[[], float] = lambda: 0.0,
+        mode: Literal["auto", "plain"] = "auto",
+    ) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
         live = mode == "auto" and self.console.is_terminal and not self.console.is_jupyter
-        self.total = total_steps
+        self.total, self._compiling = total_steps, compiling
         self._headed = False
         self._last_line = self._last_update = time.monotonic()
         self._bar: Progress | None = None
@@ -194,17 +205,22 @@ class Display:
         self.stop()
 
     def start(self, step: int) -> None:
-        """Shows the bar, if there is one."""
-        self._start_step, self._start_time = step, time.monotonic()
+        """Shows the bar; without one, a line says what the time until the first step goes into."""
+        self._start_step, self._start_time = step, self._useful()
         if self._bar:
             self._bar.start()
             self._bar.update(self._task, completed=step)
+        elif step < self.total:
+            self.print("compiling  the training step")
 
     def advance(self, step: int) -> None:
-        """Moves the bar, at most ten times a second."""
-        if self._bar and time.monotonic() - self._last_update > 0.1:
-            self._last_update = time.monotonic()
+        """Moves the bar, at most ten times a second; without one, a line every 30 seconds."""
+        now = time.monotonic()
+        if self._bar and now - self._last_update > 0.1:
+            self._last_update = now
             self._bar.update(self._task, completed=step)
+        elif not self._bar and now - self._last_line > 30:
+            self._step(step)
 
     def status(self, record: Record) -> None:
         """Newest loss, accuracy and speed; without a bar, a line every ten seconds."""
@@ -216,9 +232,17 @@ class Display:
         if self._bar:
             self._bar.update(self._task, completed=record["step"], status=text)
         elif time.monotonic() - self._last_line > 10:
-            self._last_line = time.monotonic()
-            left = time.strftime("%H:%M:%S", time.gmtime(self._seconds_left(record["step"])))
-            self.print(f"step {record['step']}/{self.total}  {text}  {left} left")
+            self._step(record["step"], f"  {text}")
+
+    def _step(self, step: int, text: str = "") -> None:
+        self._last_line = time.monotonic()
+        done = max(1, step - self._start_step)
+        seconds = (self._useful() - self._start_time) / done * (self.total - step)
+        left = f"{int(seconds) // 3600:02}{time.strftime(':%M:%S', time.gmtime(seconds))}"
+        self.print(f"step {step}/{self.total}{text}  {left} left")
+
+    def _useful(self) -> float:
+        return time.monotonic() - self._compiling()
 
     def epoch(self, record: Record, best: bool) -> None:
         """One row of the table; a star marks the best so far."""
@@ -231,10 +255,6 @@ class Display:
             for name, spec in COLUMNS
         ]
         self.print(" ".join(cells) + (" *" if best else ""))
-
-    def _seconds_left(self, step: int) -> float:
-        done = step - self._start_step
-        return (time.monotonic() - self._start_time) / max(1, done) * (self.total - step)
 
     def stop(self) -> None:
         """Takes the bar away."""

@@ -163,7 +163,7 @@ def _train(
         loaders = config_lib.loaders_from(config, dataset, mesh)
 
         # ---- loop
-        display = Display(spans.total)
+        display = Display(spans.total, lambda: stopwatch.read()["compile"])
         lines = describe(config, dataset, model, state, mesh, spans, workdir, step)
         lines += [*start.describe(report), *(f"WARNING {text}" for text in dataset.warnings)]
         lines += [f"changed    {line}" for line in changes or ()]

@@ -1,10 +1,12 @@
-"""What counts as waiting for input."""
+"""What counts as waiting for input, and how long a training says it will take."""
 
 import time
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
 
+from classic_cnns import logging
 from classic_cnns.timing import Clock
 
 
@@ -40,3 +42,23 @@ def test_each_size_of_dispatch_compiles_outside_the_clock():
     clock.pause()
     counted = 10 * (16 + 1 + 16) / clock.read()["images_per_sec"]
     assert 0.06 <= counted < 0.8
+
+
+def test_what_is_left_does_not_count_compiling(monkeypatch, capsys):
+    now, compiled = [0.0], [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], strftime=time.strftime, gmtime=time.gmtime)
+    monkeypatch.setattr(logging, "time", clock)
+    display = logging.Display(100_000, lambda: compiled[0], mode="plain")
+    display.start(0)
+    now[0], compiled[0] = 310.0, 300.0  # ten steps in ten seconds
+    display.status({"step": 10, "train_loss": 2.0, "train_accuracy": 0.5, "images_per_sec": 64.0})
+    now[0] = 320.0
+    display.advance(20)  # soon after a line
+    now[0] = 341.0
+    display.advance(41)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "compiling  the training step",
+        "step 10/100000  loss 2.0000  accuracy 0.5000  64 images/s  27:46:30 left",
+        "step 41/100000  27:45:59 left",
+    ]
