@@ -27,8 +27,9 @@ from classic_cnns.errors import (
 )
 
 # Whose fields are arguments of a network or an optax function: a config file need not hold them.
-OPEN = ("model.options.", "optimizer.options.")
-_CONFIG: dict[str, Any] = {"lock_config": False, "accept_new_attributes": True}  # see _check_fields
+_OPEN = ("model.options.", "optimizer.options.")
+# Any field is accepted: `_check_fields` knows which there are.
+_CONFIG: dict[str, Any] = {"lock_config": False, "accept_new_attributes": True}
 
 STARTED = time.monotonic()  # close to the start of the process: max_seconds counts from here
 
@@ -153,7 +154,7 @@ def _check_fields(argv: list[str], known: list[str]) -> None:
     wrong = [
         f'"{name}" ({nearest(name, known)})'
         for name in names
-        if name not in known and not name.startswith(OPEN)
+        if name not in known and not name.startswith(_OPEN)
     ]
     if wrong:
         raise ConfigError(f"unknown config field {', '.join(wrong)}")
