@@ -12,7 +12,6 @@ has, without dropout or auxiliary heads, and plain SGD. Writes nothing.
 """
 
 import argparse
-import itertools
 
 import jax
 import numpy as np
@@ -100,9 +99,8 @@ def main():
     normalized = jax.jit(lambda images: normalize(images, mean, std))
     drawn = jax.jit(lambda batch, i: augmented(batch, task.augment, config.seed, i))
     step = jax.jit(task.step(tx))
-    losses = []
-    evaluations = {config_lib.next_event(i, task.spans.eval_every) for i in range(task.spans.total)}
-    for i in itertools.count(1):
+    losses, total, every = [], task.spans.total, task.spans.eval_every
+    for i in range(1, total + 1):
         batch = fetch(loaders["train"].data, loaders["train"].train(i - 1))
         seen = drawn(batch, i - 1)
         theirs = peer.step(normalized(seen["image"]), batch["label"], float(schedule(i - 1)))
@@ -111,18 +109,16 @@ def main():
         if i in (1, 2, 3, 10, 30, 100):
             ours, theirs = losses[-1]
             print(f"step {i:4}  loss {ours:.6f} here, {theirs:.6f} in PyTorch", flush=True)
-        split = "test" if i == task.spans.total and "test" in loaders else "val"
-        if i in evaluations or i == task.spans.total:
+        split = "test" if i == total and "test" in loaders else "val"
+        if i in (total, config_lib.next_event(i - 1, every)):
             ours = evaluate(state, loaders[split])["accuracy"]
             theirs = peer.accuracy(loaders[split], normalized)
-            mean_losses = np.mean(losses[-int(task.spans.eval_every) :], axis=0)
+            mean_losses = np.mean(losses[-int(every) :], axis=0)
             print(
                 f"step {i:4}  {split} accuracy {ours:.4f} here, {theirs:.4f} in PyTorch; mean "
                 f"loss {mean_losses[0]:.4f}, {mean_losses[1]:.4f}",
                 flush=True,
             )
-        if i == task.spans.total:
-            return
 
 
 if __name__ == "__main__":

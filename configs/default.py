@@ -8,8 +8,8 @@ this one.
 
 from ml_collections import ConfigDict
 
-# Fields that follow from the dataset, for `--config=configs/MODEL.py:DATASET`: augmentation, and
-# lengths and batches that train every network here well on it.
+# Fields that follow from the dataset, for `--config=configs/MODEL.py:DATASET`: augmentation,
+# smoothing, batch and length; see docs/recipes.md.
 _CIFAR = {
     "augment": {"crop_padding": 4, "flip": "random"},
     "batch_size": 128,
