@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from classic_cnns import create_model, list_models
-from classic_cnns.compile_cache import keep_compiled
+from classic_cnns.compile_cache import collect_seldom, keep_compiled
 from classic_cnns.sharding import create_mesh
 from classic_cnns.steps import train_step
 from classic_cnns.train_state import create_train_state
@@ -43,6 +43,7 @@ def first_step(name):
 
 def main():
     if sys.argv[1:2] == ["--child"]:
+        collect_seldom()
         keep_compiled(sys.argv[2])
         print(json.dumps(first_step(sys.argv[3])))
         return

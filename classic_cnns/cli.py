@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from classic_cnns import cli_training
-from classic_cnns.compile_cache import keep_compiled
+from classic_cnns.compile_cache import collect_seldom, keep_compiled
 from classic_cnns.errors import ClassicCNNsError, ConfigError, printable
 
 
@@ -77,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(args, "on_device", True):  # JAX takes a second and 100 MB to import
             from classic_cnns.doctor import check_devices
 
+            collect_seldom()
             keep_compiled(args.compilation_cache)
             check_devices()
         return args.run(args) or 0

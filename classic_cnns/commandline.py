@@ -179,10 +179,11 @@ def train(argv: list[str], values: Any) -> None:
     try:
         if values.deterministic:
             _make_deterministic()
-        from classic_cnns.compile_cache import keep_compiled
+        from classic_cnns.compile_cache import collect_seldom, keep_compiled
         from classic_cnns.doctor import check_devices
         from classic_cnns.train import train_and_evaluate
 
+        collect_seldom()
         keep_compiled(values.compilation_cache)
         check_devices()
         train_and_evaluate(

@@ -1,13 +1,16 @@
 """Compiled programs on disk: the same bits, found again, bounded."""
 
+import gc
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from classic_cnns import compile_cache
+from classic_cnns import compile_cache, create_model
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,6 +55,29 @@ def test_a_program_is_found_again_and_computes_the_same_bits(tmp_path):
     assert first == again == without
     assert int(found) > 0
     assert hits == none == "0"
+
+
+def test_the_garbage_collector_stays_away_from_tracing():
+    runs, before = [], gc.get_threshold()
+    model, x = create_model("lenet5", 10), jnp.zeros((2, 32, 32, 3))
+
+    def passes():
+        runs.clear()
+        jax.eval_shape(jax.grad(lambda x: model.init_with_output(jax.random.key(0), x)[0].sum()), x)
+        return len(runs)
+
+    def note(phase, info):
+        runs.append(phase)
+
+    gc.callbacks.append(note)
+    try:
+        often = passes()
+        compile_cache.collect_seldom()
+        seldom = passes()
+    finally:
+        gc.callbacks.remove(note)
+        gc.set_threshold(*before)
+    assert seldom < often / 10
 
 
 @pytest.mark.slow

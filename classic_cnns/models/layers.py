@@ -101,7 +101,6 @@ def local_response_norm(
     return (x * (k + alpha * total) ** -beta).astype(x.dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, near: jax.Array | None, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -123,14 +122,18 @@ def _normalize(
     return x * _row(factor, x) + _row(bias - mean * factor, x), mean, var
 
 
-@_normalize.defjvp
-def _normalize_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
+_closed_form = jax.custom_jvp(_normalize, nondiff_argnums=(4,))
+_traced_once = jax.jit(_closed_form, static_argnums=4)  # for all layers of a shape
+
+
+@_closed_form.defjvp
+def _closed_form_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
     # With u = dx·γ/σ the tangent is u − mean(u) − x̂·mean(x̂·u), and that projection is its own
     # transpose: reverse mode gets the closed form. Written as additions of per-channel vectors, so
     # that its two reductions are the ones that dscale and dbias need anyway.
     (x, scale, bias, near), (dx, dscale, dbias, _) = primals, tangents  # `near` changes nothing
     axes = tuple(range(x.ndim - 1))
-    out, mean, var = _normalize(x, scale, bias, near, epsilon)
+    out, mean, var = _closed_form(x, scale, bias, near, epsilon)
     inv = lax.rsqrt(var + epsilon)
     x_hat = (x - _row(mean, x)) * _row(inv, x)
     u = dx * _row(inv * scale, x)
@@ -170,7 +173,11 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, C) to (N, H', W', features)."""
         shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        # Of a kernel that is there linen traces the initialiser, to check the shape: any will do,
+        # and a random one takes as long as the convolution.
+        there = self.has_variable("params", "kernel")
+        init = nn.initializers.zeros if there else self.kernel_init
+        kernel = self.param("kernel", init, shape)
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
@@ -221,7 +228,7 @@ class BatchNorm(nn.Module):
             x = x * _row(factor, x) + _row(bias - ra_mean.value * factor, x)
         else:
             auto = self.impl == "auto"
-            normalize = _normalize if auto else _normalize.fun  # type: ignore[attr-defined]
+            normalize = _traced_once if auto else _normalize
             # A pass over x costs more than arithmetic, but not on CPU.
             near = ra_mean.value if auto and jax.default_backend() != "cpu" else None
             x, mean, var = normalize(x, scale, bias, near, self.epsilon)
