@@ -16,6 +16,9 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
+from classic_cnns.compile_cache import collect_seldom
+
+collect_seldom()
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
