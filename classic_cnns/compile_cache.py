@@ -53,7 +53,7 @@ def collect_seldom() -> None:
     process.
 
     Tracing a network makes millions of objects that stay, and looking through them again and again
-    takes a third of its time.
+    takes up to a third of its time.
     """
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
 

@@ -71,6 +71,7 @@ def test_the_garbage_collector_stays_away_from_tracing():
 
     gc.callbacks.append(note)
     try:
+        gc.set_threshold(700, 10, 10)  # Python's own
         often = passes()
         compile_cache.collect_seldom()
         seldom = passes()
