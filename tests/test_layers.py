@@ -222,7 +222,7 @@ def test_normalize_equals_autodiff(one_pass):
         for pick in range(3):  # output, mean, variance
 
             def ours(x, s, b, pick=pick):
-                return layers._traced_once(x, s, b, near, 1e-5)[pick]
+                return layers._closed_form_jit(x, s, b, near, 1e-5)[pick]
 
             def plain(x, s, b, pick=pick):
                 return layers._normalize(x, s, b, None, 1e-5)[pick]
@@ -334,7 +334,7 @@ def test_a_kernel_that_is_there_is_only_checked():
         layers.Conv(5, (3, 3)).apply(variables, x)
 
 
-def test_layers_of_a_shape_are_traced_once():
+def test_layers_of_a_shape_are_closed_form_jit():
     model = create_model("resnet18", 10)
     x = jnp.zeros((4, 32, 32, 3))
     variables = jax.eval_shape(model.init, jax.random.key(0), x)

@@ -123,7 +123,7 @@ def _normalize(
 
 
 _closed_form = jax.custom_jvp(_normalize, nondiff_argnums=(4,))
-_traced_once = jax.jit(_closed_form, static_argnums=4)  # for all layers of a shape
+_closed_form_jit = jax.jit(_closed_form, static_argnums=4)  # traced once for layers of a shape
 
 
 @_closed_form.defjvp
@@ -228,7 +228,7 @@ class BatchNorm(nn.Module):
             x = x * _row(factor, x) + _row(bias - ra_mean.value * factor, x)
         else:
             auto = self.impl == "auto"
-            normalize = _traced_once if auto else _normalize
+            normalize = _closed_form_jit if auto else _normalize
             # A pass over x costs more than arithmetic, but not on CPU.
             near = ra_mean.value if auto and jax.default_backend() != "cpu" else None
             x, mean, var = normalize(x, scale, bias, near, self.epsilon)
