@@ -21,6 +21,7 @@ from torch_peers import torch_model
 from classic_cnns import config as config_lib
 from classic_cnns.commandline import read_config
 from classic_cnns.data.augment import normalize
+from classic_cnns.errors import ClassicCNNsError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.steps import augmented, fetch
 from classic_cnns.task import task_from
@@ -85,13 +86,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("config", help="FILE.py:DATASET; --config.FIELD=VALUE may follow")
     args, overrides = parser.parse_known_args()
-    config = read_config(args.config, overrides)
-    if config.optimizer.name != "sgd" or config.optimizer.rules:
-        parser.error("only optimizer.name=sgd without rules has its like here")
-    config.model.dtype = "float32"
-    task = task_from(config)
+    try:
+        config = read_config(args.config, overrides)
+        if config.optimizer.name != "sgd" or config.optimizer.rules:
+            parser.error("only optimizer.name=sgd without rules has its like here")
+        config.model.dtype = "float32"
+        task = task_from(config)
+        tx, schedule = config_lib.optimizer_from(config, task.spans)
+    except ClassicCNNsError as error:
+        parser.error(str(error))
     mean, std = task.dataset.preprocess.mean, task.dataset.preprocess.std
-    tx, schedule = config_lib.optimizer_from(config, task.spans)
     state = task.state(tx)
     peer = Peer(task, jax.device_get(state.variables))
     loaders = config_lib.loaders_from(config, task.dataset, task.mesh)

@@ -182,22 +182,22 @@ def eval_step(
     to the lower right, with its reflection at the edges (Jordan 2024, arXiv:2404.00498).
     """
     images = normalize(batch["image"], mean, std)
-
-    def apply(images: jax.Array) -> jax.Array:
-        logits = model.apply(state.variables, images, train=False)
-        assert isinstance(logits, jax.Array)
-        return logits
-
-    def view(images: jax.Array) -> jax.Array:
-        return (apply(images) + apply(images[:, :, ::-1])) / 2 if flip else apply(images)
-
-    logits = view(images)
+    views, weights = [images], [1.0]
     if shift:
         edges = ((0, 0), (shift, shift), (shift, shift), (0, 0))
         padded = jnp.pad(images, edges, mode="reflect")
-        twice = 2 * shift
-        shifted = view(padded[:, twice:, twice:]) + view(padded[:, :-twice, :-twice])
-        logits = logits / 2 + shifted / 4
+        views += [padded[:, 2 * shift :, 2 * shift :], padded[:, : -2 * shift, : -2 * shift]]
+        weights = [0.5, 0.25, 0.25]
+    if flip:
+        views += [view[:, :, ::-1] for view in views]
+        weights = [weight / 2 for weight in weights * 2]
+    # All views of an image, then those of the next, as one batch: the network is compiled once, and
+    # each device keeps its images.
+    stacked = jnp.stack(views, 1).reshape(-1, *images.shape[1:])
+    logits = model.apply(state.variables, stacked, train=False)
+    assert isinstance(logits, jax.Array)
+    share = jnp.array(weights, logits.dtype).reshape(1, -1, 1)
+    logits = (logits.reshape(-1, len(views), logits.shape[-1]) * share).sum(1)
     return EvalMetrics.single_from_model_output(
         loss=cross_entropy(logits, batch["label"]),
         logits=logits,
