@@ -69,7 +69,9 @@ def derivatives(f, *args):
 @pytest.mark.parametrize("name", LOWERINGS)
 def test_conv_equals_lax(name, shape, monkeypatch):
     k, s, p, c, o, h, w = shape
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(lowering, "_SLICE_BYTES", 2 * h * w * c * 8)  # two images a slice, of five
+    monkeypatch.setattr(lowering, "_PRODUCT_BYTES", 13 * (c + o) * 8)  # of 175 or 60 pixels
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x, kernel = (
@@ -195,6 +197,22 @@ def test_a_pooled_convolution_is_never_laid_out_as_an_image():
     image = re.compile(r"f32\[8,(28,28|14,2,14,2|14,2,14,1|14,1,14,2),6\]")
     assert not image.search(program(2))
     assert image.search(program(4))
+
+
+def test_the_gradient_of_a_1x1_kernel_lays_out_no_transposed_activation(monkeypatch):
+    x, kernel = jnp.ones((64, 32, 32, 16)), jnp.ones((1, 1, 16, 64))
+    transposed = re.compile(r"f32\[(16|64),65536\]")
+
+    def program(devices):
+        monkeypatch.setattr(jax, "device_count", lambda: devices)
+
+        def loss(kernel):  # the cotangent is elementwise code, which XLA fuses into a transposition
+            return jnp.tanh(lowering.conv(x, kernel)).sum()
+
+        return jax.jit(jax.grad(loss)).lower(kernel).compile().as_text()
+
+    assert not transposed.search(program(1))
+    assert transposed.search(program(8))
 
 
 def test_groups():

@@ -135,10 +135,12 @@ def _closed_form_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
     axes = tuple(range(x.ndim - 1))
     out, mean, var = _closed_form(x, scale, bias, near, epsilon)
     inv = lax.rsqrt(var + epsilon)
-    x_hat = (x - _row(mean, x)) * _row(inv, x)
     u = dx * _row(inv * scale, x)
-    dout = u + x_hat * _row(dscale - (x_hat * u).mean(axes), x) + _row(dbias - u.mean(axes), x)
-    return (out, mean, var), (dout, dx.mean(axes), 2 * (x_hat * dx).mean(axes) / inv)
+    du = u.mean(axes)
+    slope = inv * (dscale - inv * ((x * u).mean(axes) - mean * du))
+    dout = u + x * _row(slope, x) + _row(dbias - du - mean * slope, x)
+    dmean = dx.mean(axes)
+    return (out, mean, var), (dout, dmean, 2 * ((x * dx).mean(axes) - mean * dmean))
 
 
 def _row(v: jax.Array, like: jax.Array) -> jax.Array:

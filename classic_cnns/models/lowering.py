@@ -2,7 +2,9 @@
 
 XLA:CPU's own choices are slow for some shapes (docs/performance.md has the figures):
 
-* a 1×1 convolution is a matrix product;
+* a 1×1 convolution is a matrix product, and its weight gradient a sum of products over slices of
+  the batch: XLA lays out a transposed activation in memory for the whole, and computes what led to
+  it once more for that;
 * a convolution of few channels is a few matrix products that give a block of neighbouring outputs
   at once, from blocks of input pixels;
 * a convolution onto a map of a few pixels is one product with its patches, since XLA falls back to
@@ -13,8 +15,8 @@ XLA:CPU's own choices are slow for some shapes (docs/performance.md has the figu
 * the weight gradient of any other convolution is summed over slices of the batch that fit the
   cache, because XLA transposes the whole activation for it.
 
-The last is written with `jax.custom_jvp` and the others are plain array code, so forward mode,
-reverse mode and any mixture of the two (Hessian-vector products) work.
+The first and the last are written with `jax.custom_jvp` and the others are plain array code, so
+forward mode, reverse mode and any mixture of the two (Hessian-vector products) work.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ _BLOCK_LIMIT = 4  # channels in × channels out over the kernel's area
 _WINOGRAD_CHANNELS = 24  # in and out, and
 _WINOGRAD_PIXELS = 128  # outputs of a batch, from which on Winograd's form wins
 _WINOGRAD_BYTES = 1 << 21  # part of a batch that is transformed at once
+_PRODUCT_BYTES = 1 << 21  # inputs and outputs of a product that its weight gradient reads at once
 _SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
 _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 
@@ -71,12 +74,36 @@ def conv(
     if impl == "lax" or jax.default_backend() != "cpu" or groups > 1:
         out = _lax_conv(x, kernel, strides, padding, groups)
     elif (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
-        out = x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+        out = _product(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
     elif strides == (1, 1) and o <= BLOCK_OUTPUTS and c * o <= _BLOCK_LIMIT * kh * kw:
         return _blocked_conv(x, kernel, bias, padding)
     else:
         out = _general_conv(x, kernel, strides, padding)
     return out if bias is None else out + bias[None, None, None]
+
+
+@jax.custom_jvp
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return x @ kernel
+
+
+@_product.defjvp
+def _product_jvp(primals: Any, tangents: Any) -> Any:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    size = max(1, _PRODUCT_BYTES // (sum(kernel.shape) * x.dtype.itemsize))
+    if jax.device_count() > 1:  # slices of a batch that is spread over devices would move it
+        size = x.size
+    return x @ kernel, dx @ kernel + _sliced_product(x, dkernel, size)
+
+
+@functools.partial(jax.jit, static_argnums=2)  # traced once for all layers of a shape
+def _sliced_product(x: jax.Array, kernel: jax.Array, size: int) -> jax.Array:
+    """x @ kernel, for `size` pixels at once."""
+    pixels = x.reshape(-1, x.shape[-1])
+    if len(pixels) <= size:
+        return x @ kernel
+    out = _map_slices(lambda part: part @ kernel, pixels, size)
+    return out.reshape(*x.shape[:-1], -1)
 
 
 def _general_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
@@ -118,11 +145,17 @@ def _winograd_conv(x: jax.Array, kernel: jax.Array, padding: Padding, size: int)
     transform: Callable[..., jax.Array] = functools.partial(_winograd_slice, padding=padding)
     if n <= size:
         return transform(x, weights)
+    transform = jax.checkpoint(transform, prevent_cse=False)
+    return _map_slices(lambda part: transform(part, weights), x, size)
+
+
+def _map_slices(f: Callable[[jax.Array], jax.Array], x: jax.Array, size: int) -> jax.Array:
+    """`f` of about `size` rows of x at once, one slice after the other."""
+    n = x.shape[0]
     size = next((d for d in range(size, size // 2, -1) if n % d == 0), size)
     slices = -(-n // size)
-    transform = jax.checkpoint(transform, prevent_cse=False)
-    x = jnp.pad(x, ((0, slices * size - n), (0, 0), (0, 0), (0, 0)))
-    out = lax.map(lambda part: transform(part, weights), x.reshape(slices, size, *x.shape[1:]))
+    x = jnp.pad(x, ((0, slices * size - n), *((0, 0) for _ in x.shape[1:])))
+    out = lax.map(f, x.reshape(slices, size, *x.shape[1:]))
     return out.reshape(slices * size, *out.shape[2:])[:n]
 
 
