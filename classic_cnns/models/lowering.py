@@ -22,13 +22,15 @@ forward mode, reverse mode and any mixture of the two (Hessian-vector products) 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from classic_cnns.models import winograd
 
 Impl = Literal["auto", "lax"]
 Pair = tuple[int, int]
@@ -131,22 +133,15 @@ def _general_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Paddi
 
 @functools.partial(jax.jit, static_argnums=(2, 3))  # traced once for all layers of a shape
 def _winograd_conv(x: jax.Array, kernel: jax.Array, padding: Padding, size: int) -> jax.Array:
-    """3×3, stride 1, by Winograd's F(2×2, 3×3) (Lavin & Gray, "Fast Algorithms for Convolutional
-    Neural Networks", CVPR 2016, section 4.1).
-
-    The one-dimensional algorithm F(2, 3) gives two neighbouring outputs from four inputs with four
-    multiplications; it is nested, along the width and then the height. What is multiplied is four
-    times the image, so it is made for `size` images at once, which fit the cache, and made again
-    for the gradient.
+    """3×3, stride 1, by `winograd.conv`. What is multiplied there is four times the image, so it is
+    made for `size` images at once, which fit the cache, and made again for the gradient.
     """
-    n = x.shape[0]
-    rows = _winograd_weights(lax.split(kernel, (1, 1, 1)))
-    weights = [jnp.concatenate(_winograd_weights(lax.split(r[0], (1, 1, 1)))) for r in rows]
-    transform: Callable[..., jax.Array] = functools.partial(_winograd_slice, padding=padding)
-    if n <= size:
-        return transform(x, weights)
-    transform = jax.checkpoint(transform, prevent_cse=False)
-    return _map_slices(lambda part: transform(part, weights), x, size)
+    transform: Callable[[jax.Array], jax.Array] = functools.partial(
+        winograd.conv, weights=winograd.weights(kernel), padding=padding
+    )
+    if x.shape[0] <= size:
+        return transform(x)
+    return _map_slices(jax.checkpoint(transform, prevent_cse=False), x, size)
 
 
 def _map_slices(f: Callable[[jax.Array], jax.Array], x: jax.Array, size: int) -> jax.Array:
@@ -157,42 +152,6 @@ def _map_slices(f: Callable[[jax.Array], jax.Array], x: jax.Array, size: int) ->
     x = jnp.pad(x, ((0, slices * size - n), *((0, 0) for _ in x.shape[1:])))
     out = lax.map(f, x.reshape(slices, size, *x.shape[1:]))
     return out.reshape(slices * size, *out.shape[2:])[:n]
-
-
-def _winograd_slice(x: jax.Array, weights: Sequence[jax.Array], padding: Padding) -> jax.Array:
-    (n, h, w, c), o = x.shape, weights[0].shape[-1]
-    h_out, w_out = _out_size(h, 3, 1, padding[0]), _out_size(w, 3, 1, padding[1])
-    h_tiles, w_tiles = -(-h_out // 2), -(-w_out // 2)
-    (top, _), (left, _) = padding
-    tails = (top, 2 * h_tiles + 2 - h - top, 0), (left, 2 * w_tiles + 2 - w - left, 0)
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *tails, (0, 0, 0)))
-    inputs = _winograd_inputs(jnp.stack(_winograd_inputs(x)))  # 4 of (4, N, tiles, tiles, C)
-    products = [
-        (a.reshape(4, -1, c) @ b).reshape(4, n, h_tiles, w_tiles, o)
-        for a, b in zip(inputs, weights, strict=True)
-    ]
-    columns = lax.split(_winograd_outputs(products), (1,) * 4)
-    return _winograd_outputs([column[0] for column in columns])[:, :h_out, :w_out]
-
-
-def _winograd_inputs(x: jax.Array) -> list[jax.Array]:
-    """Along axis 2, of every tile of four inputs (one each two) what is multiplied."""
-    x = x.reshape(*x.shape[:2], x.shape[2] // 2, 2, *x.shape[3:])
-    even, odd = (part[:, :, :, 0] for part in lax.split(x, (1, 1), axis=3))
-    a, b, c, d = even[:, :, :-1], odd[:, :, :-1], even[:, :, 1:], odd[:, :, 1:]
-    return [a - c, b + c, c - b, b - d]
-
-
-def _winograd_weights(kernel: Sequence[jax.Array]) -> list[jax.Array]:
-    a, b, c = kernel
-    return [a, (a + b + c) / 2, (a - b + c) / 2, c]
-
-
-def _winograd_outputs(products: Sequence[jax.Array]) -> jax.Array:
-    """Two outputs from four products, side by side along axis 2."""
-    a, b, c, d = products
-    x = jnp.stack([a + b + c, b - c - d], axis=3)
-    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
 
 
 def _lax_conv(
