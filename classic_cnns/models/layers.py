@@ -130,7 +130,8 @@ _closed_form_jit = jax.jit(_closed_form, static_argnums=4)  # traced once for la
 def _closed_form_jvp(epsilon: float, primals: Any, tangents: Any) -> Any:
     # With u = dx·γ/σ the tangent is u − mean(u) − x̂·mean(x̂·u), and that projection is its own
     # transpose: reverse mode gets the closed form. Written as additions of per-channel vectors, so
-    # that its two reductions are the ones that dscale and dbias need anyway.
+    # that its two reductions are the ones that dscale and dbias need anyway, and with x in place of
+    # x̂ in them, which XLA:CPU would write to memory first.
     (x, scale, bias, near), (dx, dscale, dbias, _) = primals, tangents  # `near` changes nothing
     axes = tuple(range(x.ndim - 1))
     out, mean, var = _closed_form(x, scale, bias, near, epsilon)

@@ -92,9 +92,7 @@ def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
 @_product.defjvp
 def _product_jvp(primals: Any, tangents: Any) -> Any:
     (x, kernel), (dx, dkernel) = primals, tangents
-    size = max(1, _PRODUCT_BYTES // (sum(kernel.shape) * x.dtype.itemsize))
-    if jax.device_count() > 1:  # slices of a batch that is spread over devices would move it
-        size = x.size
+    size = _at_once(_PRODUCT_BYTES // (sum(kernel.shape) * x.dtype.itemsize), x.size)
     return x @ kernel, dx @ kernel + _sliced_product(x, dkernel, size)
 
 
@@ -120,9 +118,8 @@ def _general_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Paddi
         and x.shape[0] * h_out * w_out >= _WINOGRAD_PIXELS
     ):
         pixels = x.shape[1] * x.shape[2]
-        size = max(1, _WINOGRAD_BYTES // (pixels * max(kernel.shape[2:]) * x.dtype.itemsize))
-        if jax.device_count() > 1:  # a batch that is spread over devices stays where it is
-            size = x.shape[0]
+        image = pixels * max(kernel.shape[2:]) * x.dtype.itemsize
+        size = _at_once(_WINOGRAD_BYTES // image, x.shape[0])
         return _winograd_conv(x, kernel, padding, size)
     if h_out <= _SMALL_MAP:
         return _patches_conv(x, kernel, strides, padding)
@@ -137,11 +134,16 @@ def _winograd_conv(x: jax.Array, kernel: jax.Array, padding: Padding, size: int)
     made for `size` images at once, which fit the cache, and made again for the gradient.
     """
     transform: Callable[[jax.Array], jax.Array] = functools.partial(
-        winograd.conv, weights=winograd.weights(kernel), padding=padding
+        winograd.conv, weights=winograd.transform_kernel(kernel), padding=padding
     )
     if x.shape[0] <= size:
         return transform(x)
     return _map_slices(jax.checkpoint(transform, prevent_cse=False), x, size)
+
+
+def _at_once(size: int, everything: int) -> int:
+    """The size of a slice; of a batch that is spread over devices slices would move it."""
+    return everything if jax.device_count() > 1 else max(1, size)
 
 
 def _map_slices(f: Callable[[jax.Array], jax.Array], x: jax.Array, size: int) -> jax.Array:

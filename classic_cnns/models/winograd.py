@@ -17,13 +17,13 @@ from jax import lax
 def conv(
     x: jax.Array,
     weights: Sequence[jax.Array],
-    padding: tuple[tuple[int, int], tuple[int, int]] = ((0, 0), (0, 0)),
+    padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> jax.Array:
     """A 3×3 cross-correlation with stride 1, as sixteen matrix products.
 
     Args:
         x: images, (N, H, W, C).
-        weights: of a kernel (3, 3, C, O), see `weights`.
+        weights: from `transform_kernel`, four of (4, C, O).
         padding: zeros (before, after) along height and width, in pixels.
 
     Returns:
@@ -44,7 +44,7 @@ def conv(
     return _outputs([column[0] for column in columns])[:, :h_out, :w_out]
 
 
-def weights(kernel: jax.Array) -> list[jax.Array]:
+def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
     """What `conv` multiplies with, four of (4, C, O), for a kernel (3, 3, C, O)."""
     rows = _weights(lax.split(kernel, (1, 1, 1)))
     return [jnp.concatenate(_weights(lax.split(row[0], (1, 1, 1)))) for row in rows]
