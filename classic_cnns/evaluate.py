@@ -59,7 +59,8 @@ def create_evaluate(
                 empty = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
             if sums is None:
                 sums = replicate(empty, loader.mesh)
-            sums = compiled(sums, state, batch)
+            before, sums = sums, compiled(sums, state, batch)
+            jax.block_until_ready(before)  # so that `stop` is asked while the device computes
         sums = jax.device_get(sums)
         counted = loader.size - len(loader.bad)
         assert jax.process_count() > 1 or int(sums.accuracy.count) == counted, "an image was lost"

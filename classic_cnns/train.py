@@ -87,8 +87,7 @@ def _train(
     deadline: float,
 ) -> tuple[TrainState, dict[str, Any]]:
     stopwatch = Stopwatch()
-    # ---- data, model, optimiser: everything that can be wrong with them is found before the first
-    # write
+    # ---- data, model, optimiser: what can be wrong with them is found before the first write
     dataset = config_lib.dataset_from(config, progress=decoding_bar)
     source, options = config.model.pretrained, dict(config.model.options)
     start = find_start(source, config.model.name, options, workdir)
@@ -200,9 +199,10 @@ def _train(
                 with clock.waiting(count, progress), stopwatch.charge("data_wait"):
                     item = loaders["train"].train(step, count)
                 stopwatch.to_training(count)
+                before, data = progress, loaders["train"].data
                 with jax.transfer_guard("disallow"):
-                    data = loaders["train"].data
                     state, progress = train(state, progress, data, item, numbers=numbers)
+                jax.block_until_ready(before)  # one dispatch waits on the device, not thirty
                 step += count
                 clock.count(count, progress)
                 display.advance(step)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 
 import jax
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 from PIL import Image
 
 import classic_cnns
-from classic_cnns import rundir
+from classic_cnns import rundir, train
 from classic_cnns.config import Durations, durations, next_event
 from classic_cnns.data.loaders import ResidentLoader, StreamLoader
 from classic_cnns.data.sources import fake
 from classic_cnns.errors import ConfigError, DataError, NonFiniteError, WorkdirError
-from classic_cnns.logging import read_records
+from classic_cnns.logging import Display, read_records
+from classic_cnns.sharding import create_mesh
+from classic_cnns.timing import Clock
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -122,6 +125,22 @@ def test_a_streamed_run_continues_to_the_bit(config, tmp_path, monkeypatch):
     again, _ = classic_cnns.train_and_evaluate(config, tmp_path / "c")
     for a, b in zip(*map(jax.tree.leaves, (whole.params, again.params)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_the_progress_is_that_of_the_device(config, tmp_path, monkeypatch):
+    # Thirty steps sent ahead would be thirty to finish after Ctrl-C, and a bar that lies.
+    times = []
+    advance, pause = Display.advance, Clock.pause
+    monkeypatch.setattr(
+        Display, "advance", lambda *a: (times.append(time.monotonic()), advance(*a))[1]
+    )
+    monkeypatch.setattr(Clock, "pause", lambda *a: (times.append(time.monotonic()), pause(*a))[1])
+    monkeypatch.setattr(train, "create_mesh", lambda: create_mesh(1))  # eight are slow to send to
+    config.model.name = "alexnet"
+    config.update(batch_size=128, num_steps=12, log_every_steps=12, checkpoint_every_steps=12)
+    classic_cnns.train_and_evaluate(config, tmp_path)
+    advanced, end = times[:12], times[12]
+    assert (advanced[5] - advanced[0]) / (end - advanced[0]) > 0.1  # of 12 steps
 
 
 def test_other_config_is_refused_with_the_difference(config, tmp_path):
