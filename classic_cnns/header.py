@@ -64,6 +64,11 @@ def describe(
         f"{device.device_kind}",
         f"directory  {workdir}" + (f", continuing at step {step:,}" if step else ""),
     ]
+    if spans.warmup > spans.total / 2:
+        lines.append(
+            f"WARNING the learning rate rises for {spans.warmup:,} of {spans.total:,} steps, which "
+            "leaves little time to fall. Fix: a shorter schedule.warmup_epochs"
+        )
     return lines
 
 

@@ -206,16 +206,18 @@ class Display:
 
     def start(self, step: int) -> None:
         """Shows the bar; without one, a line says what the time until the first step goes into."""
-        self._start_step, self._start_time = step, self._useful()
+        self._start_step, self._start_time, self._started = step, self._useful(), False
         if self._bar:
             self._bar.start()
-            self._bar.update(self._task, completed=step)
+            self._bar.reset(self._task, completed=step)
         elif step < self.total:
             self.print("compiling  the training step")
 
     def advance(self, step: int) -> None:
         """Moves the bar, at most ten times a second; without one, a line every 30 seconds."""
         now = time.monotonic()
+        if not self._started:  # the first steps compile; what is left is told by those after them
+            self._start_step, self._start_time, self._started = step, self._useful(), True
         if self._bar and now - self._last_update > 0.1:
             self._last_update = now
             self._bar.update(self._task, completed=step)
@@ -236,10 +238,11 @@ class Display:
 
     def _step(self, step: int, text: str = "") -> None:
         self._last_line = time.monotonic()
-        done = max(1, step - self._start_step)
-        seconds = (self._useful() - self._start_time) / done * (self.total - step)
-        left = f"{int(seconds) // 3600:02}{time.strftime(':%M:%S', time.gmtime(seconds))}"
-        self.print(f"step {step}/{self.total}{text}  {left} left")
+        if done := step - self._start_step:
+            seconds = (self._useful() - self._start_time) / done * (self.total - step)
+            clock = time.strftime(":%M:%S", time.gmtime(seconds))
+            text += f"  {int(seconds) // 3600:02}{clock} left"
+        self.print(f"step {step}/{self.total}{text}")
 
     def _useful(self) -> float:
         return time.monotonic() - self._compiling()

@@ -111,7 +111,7 @@ def _gradient(
     if not value < 3 * chance + 1:
         found.append(
             f"the first loss is {value:.3g}; guessing {classes} classes gives {chance:.3g}. Fix: "
-            "the default model.options.init, or normalised images"
+            "the default model.options.weight_init, or normalised images"
         )
     norms = {
         name: math.sqrt(sum(float(np.vdot(g, g)) for g in jax.tree.leaves(part)))
@@ -128,13 +128,13 @@ def _gradient(
     if weak:
         found.append(
             f"hardly any gradient reaches {', '.join(weak[:4])} ({lines}). Fix: the default "
-            "model.options.init, or the _bn variant as model.name"
+            "model.options.weight_init, or the _bn variant as model.name"
         )
     dead = {name: _dead_share(part) for name, part in grads.items() if name not in weak}
     if worst := [f"{name} {share:.0%}" for name, share in dead.items() if share > 0.9]:
         found.append(
             f"units that no image activates (dead ReLUs): {', '.join(worst[:4])}. Fix: the default "
-            "model.options.init, or another model.pretrained"
+            "model.options.weight_init, or another model.pretrained"
         )
     return found
 

@@ -50,15 +50,19 @@ def test_what_is_left_does_not_count_compiling(monkeypatch, capsys):
     monkeypatch.setattr(logging, "time", clock)
     display = logging.Display(100_000, lambda: compiled[0], mode="plain")
     display.start(0)
-    now[0], compiled[0] = 310.0, 300.0  # ten steps in ten seconds
-    display.status({"step": 10, "train_loss": 2.0, "train_accuracy": 0.5, "images_per_sec": 64.0})
+    now[0], compiled[0] = 300.0, 299.0
+    display.advance(1)  # of a first step nothing is to be foreseen
+    now[0] = 311.0
+    display.advance(12)
+    display.status({"step": 12, "train_loss": 2.0, "train_accuracy": 0.5, "images_per_sec": 64.0})
     now[0] = 320.0
-    display.advance(20)  # soon after a line
-    now[0] = 341.0
-    display.advance(41)
+    display.advance(21)  # soon after a line
+    now[0] = 342.0
+    display.advance(43)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "compiling  the training step",
-        "step 10/100000  loss 2.0000  accuracy 0.5000  64 images/s  27:46:30 left",
-        "step 41/100000  27:45:59 left",
+        "step 1/100000",
+        "step 12/100000  loss 2.0000  accuracy 0.5000  64 images/s  27:46:28 left",
+        "step 43/100000  27:45:57 left",
     ]

@@ -11,11 +11,12 @@ import pytest
 
 from classic_cnns import config as config_lib
 from classic_cnns import watch
+from classic_cnns.header import describe
 from classic_cnns.models import create_model
 from classic_cnns.models.layers import BatchNorm, Conv
 from classic_cnns.sharding import create_mesh
 from classic_cnns.steps import train_step
-from classic_cnns.train_state import TrainState, create_train_state
+from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
 from tests.test_package import CONFIGS, load_config
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -104,7 +105,7 @@ def test_a_high_rate_without_batch_norm():
 def test_dead_units_and_the_gradient_they_stop():
     text = "\n".join(look(Net(bias=-100.0)))
     assert "hardly any gradient reaches conv0, conv1, conv2" in text
-    assert "Fix: the default model.options.init" in text
+    assert "Fix: the default model.options.weight_init" in text
 
 
 def test_units_that_are_dead_in_one_layer():
@@ -133,6 +134,19 @@ def test_a_gradient_that_is_not_finite():
     text = "\n".join(look(Net(), given={("params", "head", "kernel"): head}))
     assert "the first loss is nan" in text
     assert "the gradient of conv0 is not finite. Fix: model.dtype=float32" in text
+
+
+@pytest.mark.parametrize(("warmup", "warned"), [(30, False), (31, True)])
+def test_a_warm_up_that_leaves_no_time_to_fall(config, tmp_path, warmup, warned):
+    config.schedule.warmup_steps = warmup  # of 60
+    dataset = config_lib.dataset_from(config)
+    model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape)
+    spans = config_lib.durations(config, len(dataset.train))
+    state = abstract_train_state(model, optax.sgd(0.1), dataset.image_shape)
+    lines = describe(config, dataset, model, state, create_mesh(1), spans, tmp_path, 0)
+    warnings = [line for line in lines if line.startswith("WARNING")]
+    assert len(warnings) == warned
+    assert not warned or "rises for 31 of 60 steps" in warnings[0]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

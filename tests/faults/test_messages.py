@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -11,9 +12,11 @@ import pytest
 from lab import at_step
 from ml_collections import ConfigDict
 
-from classic_cnns import commandline, errors
+from classic_cnns import commandline, create_model, errors, list_models
 from classic_cnns.checkpoints import MANIFEST, Checkpoints
+from classic_cnns.config import flatten
 from classic_cnns.saved import SavedCheckpoints
+from configs import default
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,3 +133,26 @@ def test_g12_every_error_says_what_to_do():
     assert not [
         at for at in found if "Fix: " not in at[1] and not any(e in at[1] for e in ELSEWHERE)
     ]
+
+
+def advised():
+    """(file, text after "Fix: ") of every string that advises something."""
+    for path in sorted((ROOT / "classic_cnns").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            words = [p.value for p in parts if isinstance(p, ast.Constant)]
+            text = "".join(word for word in words if isinstance(word, str))
+            if "Fix: " in text:
+                yield path.name, text.split("Fix: ", 1)[1]
+
+
+def test_g12_the_fields_that_are_advised_exist():
+    fields = flatten(default.get_config()) | {"model.options": 0, "optimizer.options": 0}
+    for name in list_models():
+        fields |= {f"model.options.{key}": 0 for key in create_model(name, 10).__dict__}
+    groups = {field.split(".")[0] for field in fields if "." in field}
+    pattern = rf"(?<![\w./])((?:{'|'.join(groups)})\.[a-z_0-9.]*[a-z_0-9])"
+    named = {(at, field) for at, text in advised() for field in re.findall(pattern, text)}
+    print(f"{len(named)} fields named in {len(list(advised()))} pieces of advice")
+    assert len(named) > 20
+    assert [one for one in sorted(named) if one[1] not in fields] == []
