@@ -12,6 +12,7 @@ import pytest
 
 from classic_cnns import create_model
 from classic_cnns.models import layers, lowering
+from classic_cnns.models.resnet import ResNet, residual_relu
 
 SHAPES = [  # kernel, stride, padding, channels in, channels out, height, width
     (1, 1, 0, 6, 4, 5, 7),
@@ -363,3 +364,22 @@ def test_layers_of_a_shape_are_closed_form_jit():
     text = jax.jit(jax.grad(loss)).lower(variables).as_text()
     assert len(re.findall(r"call @_normalize", text)) == 2 * 20  # of 20 layers, with derivatives
     assert len(re.findall(r"func private @_normalize", text)) <= 2 * 4  # of four shapes
+
+
+def test_residual_relu_is_relu():
+    x = jnp.array([-1.0, -0.0, 0.0, 2.0, jnp.inf, -jnp.inf, jnp.nan])
+    got, back = jax.vjp(residual_relu, x)
+    want, want_back = jax.vjp(nn.relu, x)
+    np.testing.assert_array_equal(got, want)
+    np.testing.assert_array_equal(back(jnp.ones(7))[0], want_back(jnp.ones(7))[0])
+
+
+def test_a_residual_block_computes_none_before_it_again():
+    def lines(blocks):
+        model = ResNet("basic", (blocks, 1, 1, 1), num_classes=10)
+        images = jnp.zeros((2, 8, 8, 3))
+        variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+        return jax.jit(model.apply).lower(variables, images).compile().as_text().count("\n")
+
+    two, four, six = map(lines, (2, 4, 6))
+    assert six - four == four - two

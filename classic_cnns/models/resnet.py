@@ -209,7 +209,7 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="bn1")(y))
         y = self.conv(self.features, (3, 3), padding=pad, name="conv2")(y)
         y = self.norm(scale_init=self.last_init, name="bn2")(y)
-        return nn.relu(y + shortcut(self, x, y.shape[-1]))
+        return residual_relu(y + shortcut(self, x, y.shape[-1]))
 
 
 class BottleneckBlock(nn.Module):
@@ -232,7 +232,23 @@ class BottleneckBlock(nn.Module):
         y = nn.relu(self.norm(name="bn2")(y))
         y = self.conv(4 * self.features, (1, 1), name="conv3")(y)
         y = self.norm(scale_init=self.last_init, name="bn3")(y)
-        return nn.relu(y + shortcut(self, x, y.shape[-1]))
+        return residual_relu(y + shortcut(self, x, y.shape[-1]))
+
+
+@jax.custom_jvp
+def residual_relu(x: jax.Array) -> jax.Array:
+    """max(x, 0) of a block's sum; NaN stays NaN, the derivative at 0 is 0, as in `nn.relu`.
+
+    As a choice and with a derivative that reads its output, because XLA:CPU computes a maximum, and
+    the sum under it, again wherever it is read: each block all those before it in its stage.
+    """
+    return jnp.where(x <= 0, 0, x)
+
+
+@residual_relu.defjvp
+def _residual_relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> Any:
+    out = residual_relu(*primals)
+    return out, jnp.where(out > 0, *tangents, 0)
 
 
 def shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, features: int) -> jax.Array:
