@@ -11,6 +11,7 @@ This file stays short: it turns flags into a call of `classic_cnns.train_and_eva
 from absl import app, flags
 
 from classic_cnns import commandline
+from classic_cnns.large_pages import restart_with_large_pages
 
 commandline.define_flags()
 
@@ -20,4 +21,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    restart_with_large_pages()
     app.run(main, flags_parser=commandline.parse)

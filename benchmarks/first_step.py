@@ -3,7 +3,7 @@
     python benchmarks/first_step.py [PATTERN]
 
 Tracing, compiling and one step, cold (nothing compiled before) and warm (by the cache on disk that
-main.py uses). Each in a process of its own, one run each.
+main.py uses), with large pages as there. Each in a process of its own, one run each.
 """
 
 import functools
@@ -19,6 +19,7 @@ import optax
 
 from classic_cnns import create_model, list_models
 from classic_cnns.compile_cache import collect_seldom, keep_compiled
+from classic_cnns.large_pages import restart_with_large_pages
 from classic_cnns.sharding import create_mesh
 from classic_cnns.steps import train_step
 from classic_cnns.train_state import create_train_state
@@ -43,6 +44,7 @@ def first_step(name):
 
 def main():
     if sys.argv[1:2] == ["--child"]:
+        restart_with_large_pages()
         collect_seldom()
         keep_compiled(sys.argv[2])
         print(json.dumps(first_step(sys.argv[3])))

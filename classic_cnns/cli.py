@@ -11,6 +11,7 @@ from typing import Any
 from classic_cnns import cli_training
 from classic_cnns.compile_cache import collect_seldom, keep_compiled
 from classic_cnns.errors import ClassicCNNsError, ConfigError, printable
+from classic_cnns.large_pages import restart_with_large_pages
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -75,6 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(map(printable, wrong))}")
     try:
         if getattr(args, "on_device", True):  # JAX takes a second and 100 MB to import
+            if argv is None:
+                restart_with_large_pages()
             from classic_cnns.doctor import check_devices
 
             collect_seldom()

@@ -17,6 +17,7 @@ import numpy as np
 
 from classic_cnns.data.sources import default_dir
 from classic_cnns.errors import ConfigError, printable
+from classic_cnns.large_pages import SETTING, TUNABLE, given_on_request
 
 PACKAGE = "classic-cnns"
 ACCELERATORS = {  # platform → packages that bring it
@@ -24,7 +25,6 @@ ACCELERATORS = {  # platform → packages that bring it
     "rocm": ("jax-rocm60-plugin", "jax-rocm7-plugin"),
     "tpu": ("libtpu",),
 }
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LEAST_FREE = 2 << 30  # bytes; two checkpoints of the largest network and a small dataset
 
 
@@ -244,8 +244,8 @@ def threads() -> Finding:
     return Finding("ok", "cores", f"{allowed} of {total}, used by threads; nothing forks")
 
 
-def large_pages(environ: Mapping[str, str], setting: Path = LARGE_PAGES) -> list[Finding]:
-    """Whether glibc asks for large pages, where a step on the CPU would gain from them.
+def large_pages(environ: Mapping[str, str], setting: Path = SETTING) -> list[Finding]:
+    """Whether steps on the CPU use large pages, which shortens them (docs/performance.md).
 
     Args:
         environ: of this process.
@@ -255,12 +255,13 @@ def large_pages(environ: Mapping[str, str], setting: Path = LARGE_PAGES) -> list
 
     if jax.default_backend() != "cpu" or not setting.exists():
         return []
-    if "[madvise]" not in setting.read_text():  # all get them, or none
-        return []
-    if "glibc.malloc.hugetlb=1" in environ.get("GLIBC_TUNABLES", ""):
-        return [Finding("ok", "large pages", "asked for by GLIBC_TUNABLES")]
-    hint = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before the command makes steps here faster"
-    return [Finding("ok", "large pages", f"not asked for: {hint} (docs/performance.md)")]
+    if "[never]" in setting.read_text():
+        text = f"none: steps here would be shorter after, as root: echo madvise > {setting}"
+    elif given_on_request(setting) and f"{TUNABLE}=0" in environ.get("GLIBC_TUNABLES", ""):
+        text = f"declined by GLIBC_TUNABLES; without {TUNABLE}=0 steps here are shorter"
+    else:
+        text = "used by commands that compute"
+    return [Finding("ok", "large pages", text)]
 
 
 def render(findings: Iterable[Finding]) -> str:

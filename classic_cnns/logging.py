@@ -9,9 +9,9 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,6 +20,9 @@ from classic_cnns.errors import ClassicCNNsWarning, gone, printable
 from classic_cnns.events import Events
 from classic_cnns.plots import plot_curves
 from classic_cnns.rundir import replace_file
+
+if TYPE_CHECKING:
+    from classic_cnns.metrics import TrainMetrics
 
 Record = dict[str, Any]
 
@@ -213,31 +216,41 @@ class Display:
         elif step < self.total:
             self.print("compiling  the training step")
 
-    def advance(self, step: int) -> None:
-        """Moves the bar, at most ten times a second; without one, a line every 30 seconds."""
+    def advance(self, step: int, metrics: TrainMetrics | None = None) -> None:
+        """Moves the bar, at most ten times a second; without one, a line every 30 seconds.
+
+        After 30 seconds without news, the loss and accuracy of `metrics` until now are shown.
+        """
+        import jax
+
         now = time.monotonic()
         if not self._started:  # the first steps compile; what is left is told by those after them
             self._start_step, self._start_time, self._started = step, self._useful(), True
+            if self._bar:
+                self._bar.update(self._task, status="")
         if self._bar and now - self._last_update > 0.1:
             self._last_update = now
             self._bar.update(self._task, completed=step)
-        elif not self._bar and now - self._last_line > 30:
-            self._step(step)
+        if now - self._last_line > 30:
+            seen: Any = jax.device_get(metrics)
+            self._step(step, _losses(seen.summary()) if seen and seen.loss.count else "")
 
     def status(self, record: Record) -> None:
         """Newest loss, accuracy and speed; without a bar, a line every ten seconds."""
+        means = {name: record[f"train_{name}"] for name in ("loss", "accuracy")}
         speed = record.get("images_per_sec")
-        text = (
-            f"loss {record['train_loss']:.4f}  accuracy {record['train_accuracy']:.4f}"
-            f"{f'  {speed:,.0f} images/s' if speed else ''}"
-        )
-        if self._bar:
-            self._bar.update(self._task, completed=record["step"], status=text)
-        elif time.monotonic() - self._last_line > 10:
-            self._step(record["step"], f"  {text}")
+        text = _losses(means) + (f"  {speed:,.0f} images/s" if speed else "")
+        if self._bar or time.monotonic() - self._last_line > 10:
+            self._step(record["step"], text)
 
     def _step(self, step: int, text: str = "") -> None:
         self._last_line = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+            if text:
+                self._bar.update(self._task, status=text)
+            return
+        text = text and f"  {text}"
         if done := step - self._start_step:
             seconds = (self._useful() - self._start_time) / done * (self.total - step)
             clock = time.strftime(":%M:%S", time.gmtime(seconds))
@@ -263,3 +276,7 @@ class Display:
         """Takes the bar away."""
         if self._bar:
             self._bar.stop()
+
+
+def _losses(means: Mapping[str, float]) -> str:
+    return f"loss {means['loss']:.4f}  accuracy {means['accuracy']:.4f}"

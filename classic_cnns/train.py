@@ -205,7 +205,7 @@ def _train(
                 jax.block_until_ready(before)  # one dispatch waits on the device, not thirty
                 step += count
                 clock.count(count, progress)
-                display.advance(step)
+                display.advance(step, before.metrics)
                 if step < until and not stop.requested():
                     continue
 

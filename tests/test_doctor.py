@@ -134,12 +134,13 @@ def test_escapes_do_not_reach_the_terminal(capsys):
     assert "\x1b" not in capsys.readouterr().err
 
 
-def test_large_pages_are_recommended_where_they_are_for_those_who_ask(tmp_path):
+def test_large_pages(tmp_path):
     file = tmp_path / "enabled"
     for setting, tunables, text in (
-        ("always [madvise] never", "", "GLIBC_TUNABLES=glibc.malloc.hugetlb=1 before"),
-        ("always [madvise] never", "glibc.malloc.hugetlb=1", "asked for by GLIBC_TUNABLES"),
-        ("[always] madvise never", "", None),
+        ("always [madvise] never", "", "used by commands"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", "declined by GLIBC_TUNABLES"),
+        ("[always] madvise never", "", "used by commands"),
+        ("always madvise [never]", "", "as root: echo madvise > "),
         (None, "", None),
     ):
         file.unlink(missing_ok=True)

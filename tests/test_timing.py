@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import pytest
 
 from classic_cnns import logging
+from classic_cnns.metrics import TrainMetrics
 from classic_cnns.timing import Clock
+
+METRICS = TrainMetrics.single_from_model_output(
+    loss=jnp.full(4, 1.5), logits=jnp.eye(4), labels=jnp.zeros(4, int), grad_norm=jnp.ones(1)
+)
 
 
 class Running:
@@ -58,11 +63,14 @@ def test_what_is_left_does_not_count_compiling(monkeypatch, capsys):
     now[0] = 320.0
     display.advance(21)  # soon after a line
     now[0] = 342.0
-    display.advance(43)
+    display.advance(43, METRICS)
+    now[0] = 373.0
+    display.advance(74, TrainMetrics.empty())  # a record was just written
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "compiling  the training step",
         "step 1/100000",
         "step 12/100000  loss 2.0000  accuracy 0.5000  64 images/s  27:46:28 left",
-        "step 43/100000  27:45:57 left",
+        "step 43/100000  loss 1.5000  accuracy 0.2500  27:45:57 left",
+        "step 74/100000  27:45:26 left",
     ]
