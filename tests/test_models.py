@@ -222,8 +222,9 @@ def test_any_channels_and_classes(name, channels):
 
 
 SMALL = [
-    *("lenet5", "lenet5_1998", "alexnet", "vgg11", "googlenet", "resnet10"),
+    *("lenet5", "lenet5_1998", "alexnet", "vgg11", "resnet10"),
     functools.partial(ResNet, "bottleneck", (1, 1, 1, 1)),
+    pytest.param("googlenet", marks=pytest.mark.slow),
     pytest.param("resnet50", marks=pytest.mark.slow),
     pytest.param("vgg19_bn", marks=pytest.mark.slow),
     pytest.param("googlenet2014", marks=pytest.mark.slow),

@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,7 @@ def test_import_is_light_and_quick():
     """About a third more processor time than what it builds on, in turns: no clock on the wall,
     which counts what others do."""
     seconds = {}
-    for _ in range(4):
+    for _ in range(3):
         for modules in ("jax, flax.linen, optax", "classic_cnns.train, classic_cnns.models"):
             script = (
                 f"import sys, time; t = time.process_time(); import {modules};"
@@ -47,21 +46,6 @@ def test_package_alone_imports_nothing_heavy():
         "import classic_cnns, sys; assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
-
-
-def test_training_loads_neither_tensorflow_nor_torch(tmp_path):
-    for name in ("torch", "tensorflow", "keras"):  # there to be found, whatever is installed
-        (tmp_path / f"{name}.py").write_text("raise SystemError('loaded')")
-    script = (
-        "import sys; from configs import default; from classic_cnns import train_and_evaluate;"
-        "c = default.get_config('fake'); c.num_steps = 3; c.schedule.warmup_steps = 1;"
-        f"train_and_evaluate(c, {str(tmp_path / 'run')!r});"
-        "assert not {'tensorflow', 'torch', 'keras'} & set(sys.modules)"
-    )
-    env = os.environ | {"PYTHONPATH": str(tmp_path)}
-    subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, env=env, check=True, capture_output=True
-    )
 
 
 def test_every_export_exists():
@@ -141,6 +125,7 @@ def test_config(path):
         f"python main.py{'' if path.stem == 'default' else f' --config=configs/{path.name}'}\n"
         in text
     )
+    initialized = set()
     for dataset in DATASETS:
         config = load_config(path, dataset)
         assert {f for f in flatten(config) if not f.startswith("model.options.")} == fields
@@ -148,7 +133,10 @@ def test_config(path):
         model = config_lib.model_from(config, 10, (side, side, 3))
         spans = config_lib.durations(config, 1000)
         tx, _ = config_lib.optimizer_from(config, spans)
-        variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+        if (str(model), side) not in initialized:  # many datasets make the same network
+            images = jnp.zeros((1, side, side, 3))
+            variables = jax.eval_shape(model.init, jax.random.key(0), images)
+            initialized.add((str(model), side))
         jax.eval_shape(tx.init, variables["params"])
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +68,35 @@ def test_parameters_are_the_same_from_the_host_and_from_the_devices(devices, mon
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), host, own)
     assert {leaf.sharding.num_devices for leaf in jax.tree.leaves((host, own))} == {devices}
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves((host, own)))
+
+
+class TwoHeads(nn.Module):
+    """A classifier and an auxiliary one on the same pixels."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = x.reshape(len(x), -1)
+        self.sow("aux_logits", "logits", nn.Dense(10, use_bias=False, name="aux")(x))
+        return nn.Dense(10, use_bias=False, name="head")(x)
+
+
+@pytest.mark.parametrize("weight", [0.3, 0.0])
+def test_the_loss_of_an_auxiliary_classifier_counts_by_its_weight(weight):
+    model, tx = TwoHeads(), optax.sgd(1.0)
+    state = create_train_state(model, tx, (4, 4, 3), seed=0, mesh=create_mesh(1))
+    data = split(8)
+    batch = {"image": jnp.asarray(data.images[:, :4, :4]), "label": jnp.asarray(data.labels)}
+    new, out = train_step(state, batch, model=model, tx=tx, mean=MEAN, std=STD, aux_weight=weight)
+    x = ((np.asarray(batch["image"], np.float64) / 255 - 0.5) / 0.25).reshape(8, -1)
+    before, after = jax.device_get((state.params, new.params))
+    for name, share in (("aux", weight), ("head", 1)):
+        exp = np.exp(x @ before[name]["kernel"].astype(np.float64))
+        likely = exp / exp.sum(1, keepdims=True)
+        grad = x.T @ (likely - np.eye(10)[data.labels]) / 8
+        moved = after[name]["kernel"] - before[name]["kernel"]
+        np.testing.assert_allclose(moved, -share * grad, rtol=1e-4, atol=1e-6)
+    loss = -np.log(likely[np.arange(8), data.labels])  # of the classifier alone
+    np.testing.assert_allclose(out["loss"], loss, rtol=1e-5)
 
 
 def test_training_learns_and_traces_once():

@@ -77,7 +77,7 @@ MODELS = [
     ("resnet18", {"stem": "imagenet"}),
     ("resnet50", {"stem": "imagenet"}),
     ("resnet20_cifar", {}),
-    ("vgg16", {"head": "imagenet"}),
+    pytest.param("vgg16", {"head": "imagenet"}, marks=pytest.mark.slow),  # half a gigabyte
     ("vgg11_bn", {"head": "cifar"}),
     ("alexnet", {}),
     ("googlenet", {"arch": "torchvision", "stem": "imagenet"}),

@@ -17,8 +17,8 @@ from classic_cnns.logging import read_records
 ROOT = Path(__file__).parents[2]
 
 
-def shell(*args, cwd=ROOT, wait=True):
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+def shell(*args, cwd=ROOT, wait=True, **variables):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | variables
     command = [sys.executable, str(ROOT / "main.py"), *args]
     if not wait:
         return subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.DEVNULL)
@@ -59,16 +59,19 @@ def test_mistakes_are_one_line_and_an_exit_code(args, code, text):
 
 
 def test_every_old_flag_has_its_field(tmp_path):
+    for name in ("torch", "tensorflow", "keras"):  # there to be found; none of them is loaded
+        (tmp_path / f"{name}.py").write_text("raise SystemError('loaded')")
     done = shell(
-        f"--workdir={tmp_path}",
+        f"--workdir={tmp_path / 'run'}",
         "--config.optimizer.name=nadam",
         "--config.optimizer.learning_rate=1e-3",
         "--config.batch_size=128",
         "--config.num_epochs=2",  # an int for a float
         "--config=configs/lenet5.py:fake",  # after the fields it is overridden in
+        PYTHONPATH=str(tmp_path),
     )
     assert done.returncode == 0, done.stderr
-    saved = json.loads((tmp_path / "config.json").read_text())
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["optimizer"]["name"] == "nadam"
     assert (saved["batch_size"], saved["num_epochs"]) == (128, 2.0)
 
