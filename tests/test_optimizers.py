@@ -181,6 +181,7 @@ def test_wrong_names_say_the_nearest():
         create_optimizer("adam", 0.1, defaults="kras")
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("rules", [(), (("bias", {"weight_decay": 0.03}),)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_rate_and_decay_may_be_arguments_of_a_compiled_function(name, rules):
