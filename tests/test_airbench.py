@@ -20,6 +20,8 @@ from classic_cnns.task import from_images, task_from
 from classic_cnns.train_state import TrainState
 from configs import cifar10_fast
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_whitened_patches_have_no_correlation(channels):
@@ -58,7 +60,6 @@ def small_config(**data):
     return config
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_the_first_layer_follows_from_the_images_and_stays(tmp_path):
     config = small_config(image_size=16)
     config.model.options.widths = (32, 64, 64)
@@ -101,7 +102,6 @@ def test_encoded_images_give_the_filters_of_decoded_ones(tmp_path):
     assert not np.allclose(kernel, kernels[0])
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_mirrored_logits_are_averaged():
     model = create_model("airbench94")
     images = jax.random.randint(jax.random.key(0), (8, 12, 12, 3), 0, 256).astype(jnp.uint8)

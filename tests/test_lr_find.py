@@ -13,6 +13,8 @@ from classic_cnns.errors import ConfigError
 from classic_cnns.lr_find import conclude, diverged, range_test, rising
 from classic_cnns.train_state import TrainState
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 def quadratic(schedule):
     """A step of gradient descent on loss = x², which diverges where the rate is above 1."""

@@ -182,9 +182,10 @@ def test_wrong_names_say_the_nearest():
 
 
 @pytest.mark.usefixtures("quick_compile")
-@pytest.mark.parametrize("rules", [(), (("bias", {"weight_decay": 0.03}),)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_rate_and_decay_may_be_arguments_of_a_compiled_function(name, rules):
+def test_rate_and_decay_may_be_arguments_of_a_compiled_function(name):
+    rules = [("bias", {"weight_decay": 0.03})]
+
     def train(rate, decay):
         schedule = lambda step: rate / (1 + step)  # noqa: E731
         return run(create_optimizer(name, schedule, weight_decay=decay, rules=rules))
@@ -193,7 +194,8 @@ def test_rate_and_decay_may_be_arguments_of_a_compiled_function(name, rules):
         expected = train(0.1, 0.02)
     except ConfigError as error:
         assert "has one weight decay" in str(error)  # noqa: PT017
-        return
+        rules.clear()
+        expected = train(0.1, 0.02)
     if name not in (*OWN_RATE, "rprop", "sign_sgd", "signum"):  # which see signs alone
         assert not np.array_equal(expected["kernel"], train(0.1, 0.01)["kernel"])
     compiled = jax.jit(train)(0.1, 0.02)

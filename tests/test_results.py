@@ -9,6 +9,8 @@ import pytest
 from classic_cnns import cli, results
 from classic_cnns.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 from classic_cnns.data import create_dataset
 from classic_cnns.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 @pytest.fixture
 def table(tmp_path):

@@ -114,7 +114,7 @@ def test_training_learns_and_traces_once():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("model", [LENET, ResNet("basic", (1, 1), 10)], ids=["lenet5", "resnet"])
+@pytest.mark.parametrize("model", [LENET, ResNet("basic", (1,), 10)], ids=["lenet5", "resnet"])
 def test_eight_devices_equal_one(model):
     results = []
     for devices in (1, 8):

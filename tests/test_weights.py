@@ -29,6 +29,8 @@ from classic_cnns.weights.convert import detect, from_theirs, to_theirs, unwrap
 from classic_cnns.weights.dialects import dialect, dialects
 from classic_cnns.weights.torch_file import read_torch
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 REAL = Path(__file__).parents[2] / "shared" / "data" / "weights"
 
 

@@ -63,12 +63,13 @@ def test_killed_and_continued_is_the_same(tmp_path):
     for name in ("torch", "tensorflow", "keras"):  # there to be found; none of them is loaded
         (tmp_path / f"{name}.py").write_text("raise SystemError('loaded')")
     args = [
-        "--config.model.name=resnet10",
+        "--config.model.name=resnet20_cifar",
+        "--config.model.options.depth=8",
         "--config.optimizer.name=nadam",
         "--config.optimizer.learning_rate=1e-3",
         "--config.batch_size=32",
         "--config.num_epochs=2",  # an int for a float
-        "--config=configs/resnet18.py:fake",  # after the fields it is overridden in
+        "--config=configs/lenet5.py:fake",  # after the fields it is overridden in
         "--config.data.image_size=8",
         "--config.log_every_steps=3",
         "--config.checkpoint_every_steps=8",
