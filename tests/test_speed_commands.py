@@ -1,13 +1,17 @@
-"""fit-batch asks the compiler; benchmark's numbers belong together."""
+"""fit-batch asks the compiler; benchmark's numbers belong together; the peer is plain flax."""
 
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from classic_cnns import cli
+from classic_cnns.models.resnet import ResNet
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "lenet5.py:fake")
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs" / "lenet5.py:fake")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
@@ -55,3 +59,20 @@ def test_benchmark(tmp_path, capsys):
     assert f"{row['train']['images_per_sec']:,.1f}" in capsys.readouterr().out
     assert cli.main(["benchmark", "lenet5", "--image-size=8"]) == 2
     assert cli.main(["benchmark", "lenet"]) == 2
+
+
+def test_the_plain_network_beside_ours_is_the_same_function(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from peers import plain_linen
+
+    model, x = ResNet("basic", (1,), 10), jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    variables = jax.jit(model.init)(jax.random.key(1), x)
+    ours = jax.jit(model.apply)
+    with plain_linen():
+        plain = jax.jit(lambda *args: model.apply(*args))
+        text = str(plain.trace(variables, x).jaxpr)
+        logits = plain(variables, x)
+    assert "residual_relu" in str(ours.trace(variables, x).jaxpr)
+    assert "residual_relu" not in text
+    assert text.count("conv_general_dilated[") == 3
+    np.testing.assert_allclose(ours(variables, x), logits, rtol=1e-4, atol=1e-5)
