@@ -34,6 +34,6 @@ def plain_linen():
         for module in filter(inspect.ismodule, vars(classic_cnns.models).values()):
             name = module.__name__.removeprefix("classic_cnns.models.")
             if name not in (module.__name__, "layers", "lowering"):
-                for name in theirs.keys() & vars(module).keys():
-                    stack.enter_context(mock.patch.object(module, name, theirs[name]))
+                for layer in theirs.keys() & vars(module).keys():
+                    stack.enter_context(mock.patch.object(module, layer, theirs[layer]))
         yield

@@ -31,8 +31,9 @@ def pytest_unconfigure() -> None:
 @pytest.fixture
 def quick_compile() -> Iterator[None]:
     """Halves compilation by leaving out LLVM's optimisations: for files that test what a training
-    does, and for float64, which tests what operations add up to. What numbers come out of float32
-    (layers, parity, gradients), and what a shell runs, is tested as users compile it.
+    or an augmentation does, and for float64, which tests what operations add up to. What numbers
+    come out of float32 (layers, parity, gradients), and what a shell runs, is tested as users
+    compile it.
     """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
