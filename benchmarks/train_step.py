@@ -1,14 +1,14 @@
 """Training steps beside plain linen, PyTorch and Keras, alternating in one process.
 
-    python benchmarks/train_step.py [--model lenet5 resnet18] [--side 32] [--batch 64] [--rounds 15]
+    python benchmarks/train_step.py [--model lenet5 resnet18] [--side 32] [--batch 64] [--out FILE]
 
 Each round times every peer in turn, as many steps of each as take about --seconds; figures are
 medians over rounds and medians of the ratios within rounds. Parameter counts are asserted equal.
 SGD with Nesterov momentum 0.9, synthetic images on the device, 10 classes below 64 px. Peers:
 our networks with flax.linen's own layers; PyTorch, channels_last, eager and through torch.compile;
 Keras 3 on JAX (LeNet-5 and ResNet-18). What is not installed (extra `bench`) is left out.
-Rows replace those of the same network, side, batch and dtype in the JSON file, and all those of
-other versions or machines.
+With --out FILE.json rows replace those of the same network, side, batch and dtype in that file; one
+of other versions or another machine is refused.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from importlib.metadata import version
@@ -186,9 +187,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--peers", nargs="+", default=PEERS, choices=PEERS)
-    folder = Path(__file__).parent / "results"
-    parser.add_argument("--out", type=Path, default=folder / "train_step-CPU.json")
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
     args = parser.parse_args()
+    if args.out:
+        rows_of(args.out)  # says now if they are another machine's
     names = list_models() if args.model == ["all"] else args.model
     for name in names:
         batch = args.batch or BATCHES.get(name, 64)
@@ -201,20 +203,33 @@ def main():
             seconds=args.seconds,
             peers=args.peers,
         )
-        write(args.out, rows)
+        if args.out:
+            write(args.out, rows)
+
+
+def rows_of(path):
+    """The rows in the file, if versions and machine are those of now."""
+    if not path.exists():
+        return []
+    report = json.loads(path.read_text())
+    there = {k: report[k] for k in ("versions", "machine")}
+    if there != (here := about()):
+        raise SystemExit(f"{path} was measured with {there}, here is {here}; give another --out")
+    return report["rows"]
 
 
 def write(path, rows):
-    """Puts the rows into the file; what other versions or machines measured goes."""
+    """Puts the rows into the file, in place of those of the same network, side, batch, dtype."""
 
     def key(row):
         return [row[k] for k in ("model", "side", "batch", "dtype")]
 
-    about = {"versions": versions(), "machine": machine()}
-    report = json.loads(path.read_text()) if path.exists() else {}
-    kept = report["rows"] if about.items() <= report.items() else []
-    kept = [row for row in kept if all(key(row) != key(new) for new in rows)]
-    path.write_text(json.dumps(about | {"rows": kept + rows}, indent=1) + "\n")
+    kept = [row for row in rows_of(path) if all(key(row) != key(new) for new in rows)]
+    path.write_text(json.dumps(about() | {"rows": kept + rows}, indent=1) + "\n")
+
+
+def about():
+    return {"versions": versions(), "machine": machine()}
 
 
 def versions():
@@ -223,14 +238,15 @@ def versions():
 
 
 def machine():
-    """The accelerator if there is one, else the CPU."""
+    """The accelerator if there is one, else the CPU with its widest vectors."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{device.device_kind}, {os.cpu_count()} CPU cores"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return f"{line.split(':')[1].strip()}, {os.cpu_count()} cores"
-    return platform.processor()
+    cpu = Path("/proc/cpuinfo")
+    facts = dict(re.findall(r"^([^:\t]+)\s*: (.+)$", cpu.read_text(), re.M)) if cpu.exists() else {}
+    flags = facts.get("flags", "").split()
+    vectors = next((f", {name}" for name in ("avx512f", "avx2") if name in flags), "")
+    return f"{facts.get('model name', platform.processor())}{vectors}, {os.cpu_count()} cores"
 
 
 if __name__ == "__main__":

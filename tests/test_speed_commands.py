@@ -76,3 +76,22 @@ def test_the_plain_network_beside_ours_is_the_same_function(monkeypatch):
     assert "residual_relu" not in text
     assert text.count("conv_general_dilated[") == 3
     np.testing.assert_allclose(ours(variables, x), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_rows_replace_their_own_and_never_those_of_another_machine(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import train_step
+
+    def row(**fields):
+        return {"model": "a", "side": 32, "batch": 64, "dtype": "float32", "peer": "ours"} | fields
+
+    path = tmp_path / "rows.json"
+    train_step.write(path, [row(), row(peer="theirs")])
+    train_step.write(path, [row(batch=32)])
+    train_step.write(path, [row(model="b"), row(speed=2)])
+    assert train_step.rows_of(path) == [row(batch=32), row(model="b"), row(speed=2)]
+    before = path.read_text()
+    monkeypatch.setattr(train_step, "machine", lambda: "another")
+    with pytest.raises(SystemExit, match="another --out"):
+        train_step.write(path, [row()])
+    assert path.read_text() == before
