@@ -1,6 +1,7 @@
 """Parameter counts, shapes and behaviour of every registered network."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -178,7 +179,7 @@ def test_resnet_projections_are_where_the_paper_has_them():
 
 
 def test_resnet_blocks_start_as_identity():
-    model = create_model("resnet10", 10, stem="cifar")
+    model = ResNet("basic", (1,), 10)
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     variables = jax.jit(model.init)(jax.random.key(1), x)
     capture = {"capture_intermediates": True, "mutable": ["intermediates"]}
@@ -212,10 +213,16 @@ def test_bottleneck_stride_changes_the_function_not_the_parameters():
 
 
 @pytest.mark.parametrize(
-    ("name", "channels"), [("lenet5", 1), ("lenet5", 4), ("lenet5_1998", 4), ("resnet10", 1)]
+    ("name", "fields", "channels"),
+    [
+        ("lenet5", {}, 1),
+        ("lenet5", {}, 4),
+        ("lenet5_1998", {}, 4),
+        ("resnet10", {"stage_sizes": (1,)}, 1),
+    ],
 )
-def test_any_channels_and_classes(name, channels):
-    model = create_model(name, 7)
+def test_any_channels_and_classes(name, fields, channels):
+    model = create_model(name, 7, **fields)
     x = jax.random.normal(jax.random.key(0), (2, 28, 28, channels))
     logits = jax.jit(model.apply)(jax.jit(model.init)(jax.random.key(1), x), x)
     assert logits.shape == (2, 7)
@@ -277,19 +284,19 @@ def test_auxiliary_classifiers_run_in_training_alone():
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "fields"),
     [
-        "vgg11_bn",
-        "resnet10",
+        ("vgg11_bn", {}),
+        ("resnet10", {"stage_sizes": (1, 1)}),
         *(
-            pytest.param(n, marks=pytest.mark.slow)
+            pytest.param(n, {}, marks=pytest.mark.slow)
             for n in ("resnet20_cifar", "googlenet", "resnet50")
         ),
     ],
 )
-def test_remat_changes_no_value(name):
+def test_remat_changes_no_value(name, fields):
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-    plain, remat = (create_model(name, 5, remat=r) for r in ("none", "block"))
+    plain, remat = (create_model(name, 5, remat=r, **fields) for r in ("none", "block"))
     variables = jax.jit(plain.init)(jax.random.key(1), x)
     assert jax.tree.structure(variables) == jax.tree.structure(abstract(remat, (32, 32, 3)))
 
@@ -338,7 +345,8 @@ def test_max_pool_ceil_mode_is_pytorchs():
     # By hand: 3×3 windows of stride 2 over 5 → 2, 6 → 3, 7 → 3; 2×2 over 5 → 3, over 1 → 1.
     for size, window, out in ((5, 3, 2), (6, 3, 3), (7, 3, 3), (5, 2, 3), (1, 2, 1), (4, 2, 2)):
         x = jnp.arange(size, dtype=jnp.float32).reshape(1, size, 1, 1) * jnp.ones((1, 1, size, 1))
-        y = layers.max_pool(x, window, 2, ceil_mode=True)
+        pool = functools.partial(layers.max_pool, window=window, stride=2, ceil_mode=True)
+        y = jax.jit(pool)(x)
         assert y.shape == (1, out, out, 1)
         assert float(y[0, -1, -1, 0]) == size - 1
 
@@ -418,6 +426,16 @@ def test_names_aliases_and_errors():
         create_model("resnet18", stm="cifar")
     with pytest.raises(ConfigError, match="num_classes is 0"):
         create_model("lenet5", 0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_field_can_be_given(name):
+    model = create_model(name)
+    fields = model.__dataclass_fields__.keys() - {"parent", "name"}
+    given = json.loads(json.dumps({f: getattr(model, f) for f in fields - {"dtype"}}))
+    again = create_model(name, **given)
+    assert again == model
+    assert hash(again) == hash(model)
 
 
 def test_names_of_variables_are_stable():

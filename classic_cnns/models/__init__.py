@@ -99,6 +99,8 @@ def create_model(name: str, num_classes: int = 1000, **kwargs: Any) -> nn.Module
     make = MODELS[name]
     if "init" in kwargs:  # the name is taken in linen modules
         kwargs["weight_init"] = kwargs.pop("init")
+    # JSON has no tuples, and a module of lists has no hash.
+    kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in kwargs.items()}
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}. Fix: use 1 or more")
     try:

@@ -264,8 +264,7 @@ def shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, features: int) -
 
 
 def _resnet(name: str, **kwargs: Any) -> ResNet:
-    block, sizes = TABLE[name]
-    return ResNet(block=block, stage_sizes=sizes, **kwargs)  # type: ignore[arg-type]
+    return ResNet(**dict(zip(("block", "stage_sizes"), TABLE[name], strict=True)) | kwargs)
 
 
 resnet10 = functools.partial(_resnet, "resnet10")
