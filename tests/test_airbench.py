@@ -62,7 +62,8 @@ def small_config(**data):
 
 def test_the_first_layer_follows_from_the_images_and_stays(tmp_path):
     config = small_config(image_size=16)
-    config.model.options.widths = (32, 64, 64)
+    config.model.options.widths = (16, 32, 32)
+    config.schedule.warmup_epochs = 1.0
     config.test_time_flip = True  # with the shift, six views
     task = task_from(config)
     given = from_images(task.model, task.dataset)
@@ -103,7 +104,7 @@ def test_encoded_images_give_the_filters_of_decoded_ones(tmp_path):
 
 
 def test_mirrored_logits_are_averaged():
-    model = create_model("airbench94")
+    model = create_model("airbench94", widths=(16, 32, 32))
     images = jax.random.randint(jax.random.key(0), (8, 12, 12, 3), 0, 256).astype(jnp.uint8)
     variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 12, 12, 3)))
     variables["params"]["head"]["kernel"] *= 100  # logits far apart

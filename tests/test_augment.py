@@ -595,15 +595,28 @@ def test_images_do_not_influence_each_other():
     assert len(np.unique(out, axis=0)) == 16
 
 
-def test_the_same_bits_one_by_one_in_one_program_and_on_eight_devices():
-    jax.config.update("jax_disable_most_optimizations", False)  # as users compile it
+@pytest.fixture(params=["quickly", pytest.param("as for users", marks=pytest.mark.slow)])
+def together(request):
+    """The program of all operations, compiled in both ways: it is about bits."""
+    if request.param == "quickly":
+        return without_mixing()
+    jax.config.update("jax_disable_most_optimizations", False)
+    return jax.jit(augment.create_augment(**WITHOUT_MIXING))
+
+
+def test_the_same_bits_on_eight_devices(together):
     key, batch = jax.random.key(0), batch_of(noise(16, 12))
-    together = without_mixing()(key, batch)
     spread = jax.device_put(batch, NamedSharding(create_mesh(8), PartitionSpec("data")))
-    compiled = without_mixing().lower(key, spread).compile()
+    compiled = together.lower(key, spread).compile()
     sharded = compiled(key, spread)
     assert sharded["image"].sharding.spec == PartitionSpec("data")
     assert not any(moves in compiled.as_text() for moves in MOVES)
+    jax.tree.map(np.testing.assert_array_equal, together(key, batch), sharded)
+
+
+@pytest.mark.slow
+def test_the_same_bits_one_by_one(together):
+    key, batch = jax.random.key(0), batch_of(noise(16, 12))
     options = {"crop_mode", "erasing_mode", "mixup_alpha", "cutmix_alpha"}
     one_by_one = batch
     for name, value in WITHOUT_MIXING.items():
@@ -611,8 +624,7 @@ def test_the_same_bits_one_by_one_in_one_program_and_on_eight_devices():
             settings = {name: value} | ({"erasing_mode": "pixel"} if "erasing" in name else {})
             one_by_one = jax.jit(augment.create_augment(**settings))(key, one_by_one)
             assert not np.array_equal(one_by_one["image"], batch["image"])
-    for other in (sharded, one_by_one):
-        jax.tree.map(np.testing.assert_array_equal, together, other)
+    jax.tree.map(np.testing.assert_array_equal, together(key, batch), one_by_one)
 
 
 @pytest.mark.parametrize("settings", [{"mixup_alpha": 0.4}, {"cutmix_alpha": 1.0}])
@@ -620,9 +632,10 @@ def test_mixing_on_eight_devices(settings):
     f = jax.jit(augment.create_augment(**settings))
     key, batch = jax.random.key(0), batch_of(noise(16, 12))
     spread = jax.device_put(batch, NamedSharding(create_mesh(8), PartitionSpec("data")))
-    one, eight = f(key, batch), f(key, spread)
+    compiled = f.lower(key, spread).compile()
+    one, eight = f(key, batch), compiled(key, spread)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), one, eight)
-    assert any(moves in f.lower(key, spread).compile().as_text() for moves in MOVES)
+    assert any(moves in compiled.as_text() for moves in MOVES)
 
 
 def test_all_wrong_fields_in_one_message():
@@ -664,7 +677,7 @@ def test_every_preset_builds_its_augmentation():
     data = create_dataset("fake", image_size=64)
     for dataset in DATASETS:
         batch = batch_of(noise(2, 64))
-        out = augment_from(get_config(dataset), data)(jax.random.key(0), batch)
+        out = jax.jit(augment_from(get_config(dataset), data))(jax.random.key(0), batch)
         assert np.array_equal(out["image"], batch["image"]) == (dataset == "fake")
 
 
@@ -729,13 +742,15 @@ def test_training_step_sees_the_previewed_images_and_mixed_targets():
     seen = jax.jit(lambda b: augmented(b, step.keywords["augment"], 2, 7))(batch)
     assert 0 < float(seen["share2"][0]) < 1
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(params):
         logits = model.apply({"params": params}, seen["image"] / 255, train=True)
         target = (1 - seen["share2"])[:, None] * jax.nn.one_hot(seen["label"], 10)
         target += seen["share2"][:, None] * jax.nn.one_hot(seen["label2"], 10)
         return optax.softmax_cross_entropy(logits, 0.9 * target + 0.01).mean()
 
-    value, grads = jax.value_and_grad(loss)(state.params)
+    value, grads = loss(state.params)
     np.testing.assert_allclose(out["loss"].mean(), value, rtol=1e-5)
     for a, b, g in zip(*map(jax.tree.leaves, (new.params, state.params, grads)), strict=True):
         np.testing.assert_allclose(a, b - 0.1 * g, atol=1e-6)

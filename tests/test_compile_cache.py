@@ -8,8 +8,11 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+import classic_cnns
 from classic_cnns import compile_cache, create_model
 
 ROOT = Path(__file__).parents[1]
@@ -98,16 +101,41 @@ def test_a_training_finds_its_programs_again_and_ends_with_the_same_bits(tmp_pat
     assert fresh == first == again
 
 
-def test_another_rate_decay_or_seed_needs_no_new_program(tmp_path):
-    cache = tmp_path / "cache"
-    first = train(tmp_path, "a", cache, "--config.augment.flip=alternating")
-    programs = {f.name for f in cache.glob("*/*") if f.name.startswith("jit_train-")}
-    assert programs
-    flags = "learning_rate=0.01", "weight_decay=1e-3"
-    flags = [f"--config.optimizer.{flag}" for flag in flags] + ["--config.seed=4"]
-    other = train(tmp_path, "b", cache, "--config.augment.flip=alternating", *flags)
-    assert other != first
-    assert {f.name for f in cache.glob("*/*") if f.name.startswith("jit_train-")} == programs
+def keep_programs(directory, seconds):
+    """In this directory, those that take so long to compile."""
+    jax.config.update("jax_compilation_cache_dir", directory)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Where this process keeps every program while a test runs."""
+    before = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
+    keep_programs(str(tmp_path / "cache"), 0.0)
+    yield tmp_path / "cache"
+    keep_programs(*before)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_another_rate_decay_or_seed_needs_no_new_program(cache, config, tmp_path):
+    def programs():
+        return {f.name for f in cache.iterdir() if f.name.startswith("jit_train-")}
+
+    config.update(num_steps=6, batch_size=16)
+    config.schedule.warmup_steps = 1
+    config.augment.flip = "alternating"
+    first, _ = classic_cnns.train_and_evaluate(config, tmp_path / "a")
+    (program,) = programs()
+    config.optimizer.update(learning_rate=0.01, weight_decay=1e-3)
+    config.seed = 4
+    other, _ = classic_cnns.train_and_evaluate(config, tmp_path / "b")
+    assert programs() == {program}
+    kernels = [state.params["conv1"]["kernel"] for state in (first, other)]
+    assert not np.array_equal(*kernels)
 
 
 def test_where_nothing_can_be_written_training_goes_on(tmp_path):

@@ -17,6 +17,8 @@ from classic_cnns.sharding import check_batch_size, create_mesh, shard_batch
 from classic_cnns.steps import train_step
 from classic_cnns.train_state import create_train_state
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 RNG = np.random.default_rng(0)
 BATCH = {
     "image": RNG.integers(0, 256, (32, 4, 4, 3), np.uint8),
@@ -74,12 +76,14 @@ def test_sam_takes_the_gradient_uphill():
     start = create_train_state(Network(), TX, (4, 4, 3), seed=0, mesh=create_mesh(1)).params
     images = jnp.asarray(BATCH["image"]) / 127.5 - 1
 
+    @jax.jit
+    @jax.value_and_grad
     def loss(params):
         return cross_entropy(Network().apply({"params": params}, images), BATCH["label"]).mean()
 
-    value, grads = jax.value_and_grad(loss)(start)
+    value, grads = loss(start)
     norm = np.sqrt(sum(float(jnp.square(g).sum()) for g in jax.tree.leaves(grads)))
-    uphill = jax.grad(loss)(jax.tree.map(lambda p, g: p + 0.5 * g / norm, start, grads))
+    _, uphill = loss(jax.tree.map(lambda p, g: p + 0.5 * g / norm, start, grads))
     np.testing.assert_allclose(out["loss"].mean(), value, rtol=1e-5)
     for a, p, g in zip(*map(jax.tree.leaves, (state.params, start, uphill)), strict=True):
         np.testing.assert_allclose(a, p - 0.1 * g, rtol=1e-4, atol=1e-6)

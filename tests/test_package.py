@@ -24,7 +24,7 @@ def test_import_is_light_and_quick():
     """About a third more processor time than what it builds on, in turns: no clock on the wall,
     which counts what others do."""
     seconds = {}
-    for _ in range(3):
+    for _ in range(2):
         for modules in ("jax, flax.linen, optax", "classic_cnns.train, classic_cnns.models"):
             script = (
                 f"import sys, time; t = time.process_time(); import {modules};"

@@ -20,6 +20,8 @@ from classic_cnns.sharding import create_mesh
 from classic_cnns.steps import Progress, train_on, train_step
 from classic_cnns.train_state import create_train_state
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 
 class Tiny(nn.Module):
     dtype = jnp.float16
@@ -108,7 +110,6 @@ def test_averages_of_nothing_are_no_number():
     assert math.isnan(EpochSums().means()["train_loss"])
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_a_run_in_float16(config, tmp_path, monkeypatch):
     """Its first steps overflow, and it learns."""
     plain = precision.dynamic_loss_scale

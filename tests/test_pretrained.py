@@ -253,7 +253,7 @@ def test_training_starts_from_weights(kind, published, still, tmp_path, capsys):
     source = {"tag": V1, "file": str(path), "run": str(tmp_path / "bundle")}[kind]
     if kind == "run":
         save_bundle(load_weights(path, "resnet10")[0], "resnet10", source)
-    still.model.update(name="resnet10", pretrained=source)
+    still.model.update(name="resnet10", pretrained=source, options={"impl": "lax"})
     still.data.image_size, still.augment.crop_padding = 8, 0
     state, _ = classic_cnns.train_and_evaluate(still, tmp_path / "run")
     check_trunk(state, variables)
@@ -309,8 +309,10 @@ def test_weights_for_bgr_take_rgb(tmp_path):
     assert start.fields == {"bn_epsilon": 1.001e-5, "bottleneck_stride": "1x1", "stem": "cifar"}
     x = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
     mean, std = np.float32(run.preprocess.mean), np.float32(run.preprocess.std)
-    bgr = model.apply(variables, (x[..., ::-1] - mean[::-1]) / std[::-1])
-    rgb = run.model.apply(start.variables, (x - np.float32(start.mean)) / np.float32(start.std))
+    bgr = jax.jit(model.apply)(variables, (x[..., ::-1] - mean[::-1]) / std[::-1])
+    rgb = jax.jit(run.model.apply)(
+        start.variables, (x - np.float32(start.mean)) / np.float32(start.std)
+    )
     np.testing.assert_allclose(rgb, bgr, rtol=1e-4, atol=1e-4 * np.abs(bgr).max())
     back = export_weights(run, "keras", tmp_path / "back.npz")
     with np.load(tmp_path / "w.npz") as first, np.load(back) as second:

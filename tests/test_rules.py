@@ -107,7 +107,7 @@ def test_clipping_by_value_and_adaptively():
 
 def test_fine_tuning_with_a_frozen_trunk_and_frozen_statistics():
     """Only the head moves, by what plain SGD on the evaluated features gives."""
-    model = create_model("resnet10", 10, stem="cifar", freeze_bn=True)
+    model = create_model("resnet10", 10, stage_sizes=(1,), freeze_bn=True)
     given = ((r"^(?!head/)", {"frozen": True}),)
     tx = create_optimizer("sgd", 0.1, momentum=0.0, rules=given)
     state = create_train_state(model, tx, (8, 8, 3), seed=0, mesh=create_mesh(1))

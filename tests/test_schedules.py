@@ -1,15 +1,12 @@
 """Learning rates against their formulas."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-import classic_cnns
 from classic_cnns import config as config_lib
 from classic_cnns.errors import ConfigError
-from classic_cnns.logging import read_records
 from classic_cnns.schedules import (
     SCHEDULES,
     create_schedule,
@@ -102,18 +99,3 @@ def test_rate_for_a_number_of_images(config):
     config.optimizer.learning_rate_per = -1
     with pytest.raises(ConfigError, match="learning_rate_per is -1"):
         config_lib.peak_rate(config)
-
-
-def test_a_run_on_a_plateau_goes_on_slower(config, tmp_path, capsys):
-    """With a patience of one and a rate that changes nothing, each evaluation but the first
-    halves the rate.
-    """
-    config.schedule.update(name="plateau", patience=1, factor=0.5, warmup_steps=1)
-    config.optimizer.update(learning_rate=8e-12, learning_rate_per=16, weight_decay=0.0)
-    config.num_steps, config.eval_every_steps = 20, 5
-    state, _ = classic_cnns.train_and_evaluate(config, tmp_path / "run")
-    assert "peak rate 1.6e-11 (8e-12 per 16 images)" in capsys.readouterr().out
-    evals = [r for r in read_records(tmp_path / "run" / "metrics.jsonl") if "eval_loss" in r]
-    used = [r["learning_rate"] / 1.6e-11 for r in evals]
-    np.testing.assert_allclose(used, [1, 1, 0.5, 0.25], rtol=1e-5)
-    assert plateau_scale(jax.device_get(state.opt_state)) == 0.125

@@ -11,7 +11,7 @@ import pytest
 import classic_cnns
 from classic_cnns.config import durations
 from classic_cnns.data.loaders import ResidentLoader
-from classic_cnns.errors import ConfigError, WorkdirError
+from classic_cnns.errors import ConfigError
 from classic_cnns.logging import read_records
 from classic_cnns.models.layers import BatchNorm
 from classic_cnns.optimizers import schedule_free_average
@@ -76,14 +76,17 @@ def test_everything_at_once_continues_to_the_bit(config, tmp_path, monkeypatch, 
     config.ema_decay, config.optimizer.lookahead_steps = 0.9, 4
     config.augment.mixup_alpha = 0.5
     config.schedule.update(name="plateau", patience=1, factor=0.5)
-    config.optimizer.learning_rate = 1e-6  # so that no evaluation is better than the first
+    # So that no evaluation is better than the first; twice as much for twice as many images.
+    config.optimizer.update(learning_rate=5e-7, learning_rate_per=16)
     config.early_stopping.update(patience=2, metric="eval_loss", mode="min", min_delta=0.5)
     config.eval_every_steps, config.checkpoint_every_steps, config.num_steps = 6, 4, 60
     whole, summary = classic_cnns.train_and_evaluate(config, tmp_path / "a")
     assert summary["steps"] == 18
     assert summary["ended"].startswith("eval_loss has not improved on 2.")
     assert plateau_scale(jax.device_get(whole.opt_state)) == 0.25
-    assert "ended      at step 18" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "ended      at step 18" in out
+    assert "peak rate 1e-06 (5e-07 per 16 images)" in out
     plain = ResidentLoader.train
 
     def train(self, at, count=1):
@@ -101,6 +104,7 @@ def test_everything_at_once_continues_to_the_bit(config, tmp_path, monkeypatch, 
         assert summary[key] == same[key], key
 
     evals = [r for r in read_records(tmp_path / "b" / "metrics.jsonl") if "eval_loss" in r]
+    np.testing.assert_allclose([r["learning_rate"] / 1e-6 for r in evals], [1, 1, 0.5], rtol=1e-5)
     assert summary["ema_val_accuracy"] == max(r["ema_eval_accuracy"] for r in evals)
     assert "ema_test_accuracy" in summary
     averaged = classic_cnns.load(tmp_path / "b", "latest", ema=True).variables
@@ -149,10 +153,3 @@ def test_averages_follow_their_formula():
         )
     for a, b in zip(*map(jax.tree.leaves, (expected, state.averaged.variables)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_a_run_without_averages_says_so(config, tmp_path):
-    config.num_steps, config.schedule.warmup_steps = 2, 1
-    classic_cnns.train_and_evaluate(config, tmp_path / "run")
-    with pytest.raises(WorkdirError, match=r"no averaged weights. Fix: train with config.ema"):
-        classic_cnns.load(tmp_path / "run", ema=True)

@@ -10,6 +10,8 @@ import pytest
 from classic_cnns import cli
 from classic_cnns.models.resnet import ResNet
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 ROOT = Path(__file__).parents[1]
 CONFIG = str(ROOT / "configs" / "lenet5.py:fake")
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import time
 
 import jax
@@ -48,55 +49,74 @@ def stop_at(step, monkeypatch):
         monkeypatch.setattr(kind, "train", train)
 
 
-def test_a_run_and_its_directory(config, tmp_path, capsys):
-    config.weights_txt = True
-    state, summary = classic_cnns.train_and_evaluate(config, tmp_path / "run")
+def test_a_run_and_its_directory(finished, capsys):
+    run, state, summary = finished.workdir, finished.state, finished.summary
     assert int(state.step) == summary["steps"] == 60
-    out = capsys.readouterr().out
-    assert "lenet5: 62,006 parameters, 0.0006517 GMACs" in out
-    assert "810 images: 81 of each class" in out
-    assert "weight decay 0.0005 on 5 of 10 tensors" in out
-    last = out.strip().splitlines()[-1]
+    assert "lenet5: 62,006 parameters, 0.0006517 GMACs" in finished.printed
+    assert "810 images: 81 of each class" in finished.printed
+    assert "weight decay 0.0005 on 5 of 10 tensors" in finished.printed
+    last = finished.printed.strip().splitlines()[-1]
     assert json.loads(last.removeprefix("RESULT ")) == summary
     assert summary["test_accuracy"] > 0.5
 
-    evals = [r for r in records(tmp_path / "run") if "eval_loss" in r]
+    evals = [r for r in records(run) if "eval_loss" in r]
     assert [r["step"] for r in evals] == [25, 50, 60]
     assert summary["val_accuracy"] == max(r["eval_accuracy"] for r in evals)
-    with (tmp_path / "run" / "metrics.csv").open() as file:
+    with (run / "metrics.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [25, 50, 60]
-    for name in ("curves", "schedule"):
-        assert (tmp_path / "run" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
-    info = rundir.read_json(tmp_path / "run" / "run.json")
+    for name in ("curves", "schedule", "train_batch"):
+        assert (run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run / "tensorboard").iterdir())
+    info = rundir.read_json(run / "run.json")
     assert len(info["classes"]) == 10
     assert info["versions"]["jax"] == jax.__version__
 
-    run = classic_cnns.load(tmp_path / "run", "latest")
-    jax.tree.map(np.testing.assert_array_equal, run.variables, jax.device_get(state.variables))
-    assert classic_cnns.load(tmp_path / "run").step == summary["best_step"]
-    assert run.preprocess.image_shape == (32, 32, 3)
-    text = (tmp_path / "run" / "weights.txt").read_text()
+    loaded = classic_cnns.load(run, "latest")
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, jax.device_get(state.variables))
+    assert classic_cnns.load(run).step == summary["best_step"]
+    assert loaded.preprocess.image_shape == (32, 32, 3)
+    text = (run / "weights.txt").read_text()
     assert "params/conv1/kernel\n(5, 5, 3, 6)\n" in text
     assert "..." not in text
+    with pytest.raises(WorkdirError, match=r"no averaged weights. Fix: train with config.ema"):
+        classic_cnns.load(run, ema=True)
 
-    _, same = classic_cnns.train_and_evaluate(config, tmp_path / "run")
-    assert same == summary
+
+def test_an_ended_run_is_not_trained_again(finished, config, tmp_path, capsys):
+    run = shutil.copytree(finished.workdir, tmp_path / "run")
+    before = sorted(p.name for p in (run / "checkpoints").iterdir())
+    config.weights_txt = True
+    _, same = classic_cnns.train_and_evaluate(config, run)
+    assert same == finished.summary
     assert "already complete" in capsys.readouterr().out
 
+    info = rundir.read_json(run / "run.json")
+    rundir.write_json(run / "run.json", info | {"data_fingerprint": "0" * 64})
+    with pytest.raises(DataError, match="dataset changed since step 60"):
+        classic_cnns.train_and_evaluate(config, run)
 
-def test_stopped_and_continued_is_the_same_to_the_bit(config, tmp_path, monkeypatch):
-    whole, summary = classic_cnns.train_and_evaluate(config, tmp_path / "a")
-    for step in (13, 37, 58):  # checkpoints are at 10, 20, 25, 30, 40, 50, 60
+    config.log_every_steps = 3  # may change
+    config.optimizer.name = "adam"
+    config.batch_size = 16
+    with pytest.raises(
+        WorkdirError, match=r"batch_size: 32 → 16; optimizer.name: 'sgd' → 'adam'. Fix:"
+    ):
+        classic_cnns.train_and_evaluate(config, run)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == before
+
+
+def test_stopped_and_continued_is_the_same_to_the_bit(finished, config, tmp_path, monkeypatch):
+    for step in (13, 58):  # checkpoints are at 10, 20, 25, 30, 40, 50, 60
         with monkeypatch.context() as context:
             stop_at(step, context)
             with pytest.raises(Stop):
-                classic_cnns.train_and_evaluate(config, tmp_path / "b")
-    parts, same = classic_cnns.train_and_evaluate(config, tmp_path / "b")
+                classic_cnns.train_and_evaluate(config, tmp_path)
+    parts, same = classic_cnns.train_and_evaluate(config, tmp_path)
+    whole, summary = finished.state, finished.summary
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(parts))
     for key in summary.keys() - {"seconds", "workdir", "goodput"}:
         assert summary[key] == same[key], key
-    assert records(tmp_path / "a") == records(tmp_path / "b")
+    assert records(finished.workdir) == records(tmp_path)
 
 
 def test_a_streamed_run_continues_to_the_bit(config, tmp_path, monkeypatch):
@@ -118,9 +138,6 @@ def test_a_streamed_run_continues_to_the_bit(config, tmp_path, monkeypatch):
     assert records(tmp_path / "a") == records(tmp_path / "b")
     assert len(records(tmp_path / "a")[-1]["eval_recall"]) == 10
 
-    images = (tmp_path / "a" / "train_batch.png").read_bytes()
-    assert images.startswith(b"\x89PNG")
-
     config.data.loader = "resident"  # the same images, kept in memory: the same training
     again, _ = classic_cnns.train_and_evaluate(config, tmp_path / "c")
     for a, b in zip(*map(jax.tree.leaves, (whole.params, again.params)), strict=True):
@@ -136,34 +153,10 @@ def test_the_progress_is_that_of_the_device(config, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(Clock, "pause", lambda *a: (times.append(time.monotonic()), pause(*a))[1])
     monkeypatch.setattr(train, "create_mesh", lambda: create_mesh(1))  # eight are slow to send to
-    config.model.name = "alexnet"
     config.update(batch_size=128, num_steps=12, log_every_steps=12, checkpoint_every_steps=12)
     classic_cnns.train_and_evaluate(config, tmp_path)
     advanced, end = times[:12], times[12]
     assert (advanced[5] - advanced[0]) / (end - advanced[0]) > 0.1  # of 12 steps
-
-
-def test_other_config_is_refused_with_the_difference(config, tmp_path):
-    config.num_steps = 10
-    classic_cnns.train_and_evaluate(config, tmp_path / "run")
-    before = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
-    config.log_every_steps = 3  # may change
-    config.optimizer.name = "adam"
-    config.batch_size = 16
-    with pytest.raises(
-        WorkdirError, match=r"batch_size: 32 → 16; optimizer.name: 'sgd' → 'adam'. Fix:"
-    ):
-        classic_cnns.train_and_evaluate(config, tmp_path / "run")
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == before
-
-
-def test_other_data_is_refused(config, tmp_path):
-    config.num_steps = 10
-    classic_cnns.train_and_evaluate(config, tmp_path / "run")
-    info = rundir.read_json(tmp_path / "run" / "run.json")
-    rundir.write_json(tmp_path / "run" / "run.json", info | {"data_fingerprint": "0" * 64})
-    with pytest.raises(DataError, match="dataset changed since step 10"):
-        classic_cnns.train_and_evaluate(config, tmp_path / "run")
 
 
 def test_non_finite_names_step_rate_and_layer(config, tmp_path):

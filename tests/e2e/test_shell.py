@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import pytest
 
 import classic_cnns
 from classic_cnns.logging import read_records
@@ -35,26 +34,12 @@ def test_default_job(tmp_path):
     assert "Warning" not in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("args", "code", "text"),
-    [
-        (["--config=configs/resnet35.py"], 2, 'did you mean "configs/resnet'),
-        (["--config.optimizer.nmae=adam"], 2, 'did you mean "optimizer.name"'),
-        (["--config.batch_size=many"], 2, "--config.batch_size=many"),
-        (["--config=configs/resnet34.py:cifr10"], 2, 'unknown dataset "cifr10"'),
-        (["--workdri=x"], 2, "workdir"),
-        (["train"], 2, "unexpected argument 'train'"),
-        (["--config.data.source=folder", "--config.data.dir=/no/such"], 3, "not a directory"),
-        (["--config.model.name=resnet"], 2, "did you mean"),
-        (["--workdir=/proc/no"], 4, "Fix: --workdir=DIR where you may write"),
-    ],
-)
-def test_mistakes_are_one_line_and_an_exit_code(args, code, text):
-    done = shell(*args)
-    assert done.returncode == code, done.stderr
+def test_a_mistake_is_one_line_and_an_exit_code():
+    """Others: tests/faults/test_messages.py."""
+    done = shell("--config.optimizer.nmae=adam")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("ERROR ")
-    assert text in done.stderr
-    assert "Fix:" in done.stderr or "did you mean" in done.stderr
+    assert 'did you mean "optimizer.name"' in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -63,8 +48,8 @@ def test_killed_and_continued_is_the_same(tmp_path):
     for name in ("torch", "tensorflow", "keras"):  # there to be found; none of them is loaded
         (tmp_path / f"{name}.py").write_text("raise SystemError('loaded')")
     args = [
-        "--config.model.name=resnet20_cifar",
-        "--config.model.options.depth=8",
+        "--config.model.name=resnet10",
+        "--config.model.options.stage_sizes=(1,)",
         "--config.optimizer.name=nadam",
         "--config.optimizer.learning_rate=1e-3",
         "--config.batch_size=32",

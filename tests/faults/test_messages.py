@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from lab import at_step
+from lab import at_step, run_main
 from ml_collections import ConfigDict
 
 from classic_cnns import commandline, create_model, errors, list_models
@@ -101,6 +101,28 @@ def test_g12_each_kind_of_error_is_one_line_and_has_its_code(kind, capsys, monke
     assert "Fix: " in err
     assert err.count("\n") == 1
     assert err.strip("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["--config=configs/resnet35.py"], 2, 'did you mean "configs/resnet'),
+        (["--config.batch_size=many"], 2, "--config.batch_size=many"),
+        (["--config=configs/resnet34.py:cifr10"], 2, 'unknown dataset "cifr10"'),
+        (["--workdri=x"], 2, "workdir"),
+        (["train"], 2, "unexpected argument 'train'"),
+        (["--config.data.source=folder", "--config.data.dir=/no/such"], 3, "not a directory"),
+        (["--config.model.name=resnet"], 2, "did you mean"),
+        (["--workdir=/proc/no"], 4, "Fix: --workdir=DIR where you may write"),
+    ],
+)
+def test_g12_mistakes_of_a_command_line(lab, args, code, text):
+    child = lab.call(run_main, [str(ROOT / "main.py"), *args], 1)
+    assert child.end() == code, child.output
+    assert child.output.startswith("ERROR ")
+    assert text in child.output
+    assert "Fix:" in child.output or "did you mean" in child.output
+    assert child.output.count("\n") == 1
 
 
 class DoesNothing:
