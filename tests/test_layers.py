@@ -30,6 +30,7 @@ SHAPES = [  # kernel, stride, padding, channels in, channels out, height, width
     (5, 1, 2, 60, 50, 4, 4),
     (3, 3, 4, 60, 50, 1, 2),  # some outputs see padding alone
 ]
+HLO = pytest.mark.usefixtures("quick_compile")  # tests of XLA's program, before LLVM's
 LOWERINGS = {
     "auto": lambda x, k, s, p: lowering.conv(x, k, strides=s, padding=p),
     "blocked": lambda x, k, s, p: lowering._blocked_conv(x, k, None, p)[:, :: s[0], :: s[1]],
@@ -190,6 +191,7 @@ def test_bias(channels, impl):
         close(derivatives(ours, x, kernel, bias), derivatives(plain, x, kernel, bias))
 
 
+@HLO
 def test_a_pooled_convolution_is_never_laid_out_as_an_image():
     x, kernel, bias = jnp.ones((8, 32, 32, 3)), jnp.ones((5, 5, 3, 6)), jnp.ones(6)
 
@@ -205,6 +207,7 @@ def test_a_pooled_convolution_is_never_laid_out_as_an_image():
     assert image.search(program(4))
 
 
+@HLO
 def test_the_gradient_of_a_1x1_kernel_lays_out_no_transposed_activation(monkeypatch):
     x, kernel = jnp.ones((64, 32, 32, 16)), jnp.ones((1, 1, 16, 64))
     transposed = re.compile(r"f32\[(16|64),65536\]")
@@ -326,7 +329,7 @@ def test_max_pool_equals_flax(size, window, stride, pad, form):
 
 def weights(x):
     """Different for every output, so that a gradient sent elsewhere shows."""
-    return jax.random.normal(jax.random.key(9), x.shape)
+    return np.random.default_rng(9).normal(size=x.shape).astype(np.float32)
 
 
 def test_max_pool_keeps_nan(form):
@@ -379,7 +382,7 @@ def test_residual_relu_is_relu():
     np.testing.assert_array_equal(back(jnp.ones(7))[0], want_back(jnp.ones(7))[0])
 
 
-@pytest.mark.usefixtures("quick_compile")  # of the program of XLA, not of LLVM
+@HLO
 def test_a_residual_block_computes_none_before_it_again():
     def lines(blocks):
         model = ResNet("basic", (blocks, 1), num_classes=10)
