@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from train_step import machine, measure, our_model, versions
+from train_step import about, measure, our_model
 
 from classic_cnns import create_model, list_models
 from classic_cnns.compile_cache import keep_compiled
@@ -88,7 +88,7 @@ class Results:
 
 
 def environment():
-    return {"versions": versions(), "machine": machine(), "backend": jax.default_backend()}
+    return about() | {"backend": jax.default_backend()}
 
 
 def parity(name):
