@@ -18,13 +18,12 @@ from classic_cnns import compile_cache, create_model
 ROOT = Path(__file__).parents[1]
 
 
-def train(tmp_path, workdir, cache, *flags):
+def train(tmp_path, workdir, cache):
     env = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_FLAGS", "JAX_ENABLE"))}
     command = [
         sys.executable, str(ROOT / "main.py"), f"--config={ROOT}/configs/lenet5.py:fake",
         "--config.num_steps=6", "--config.schedule.warmup_steps=1", "--config.batch_size=16",
         "--config.weights_txt", f"--workdir={tmp_path / workdir}", f"--compilation_cache={cache}",
-        *flags,
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -424,6 +424,9 @@ def test_names_aliases_and_errors():
         create_model("resnet35")
     with pytest.raises(ConfigError, match=r'no field "stm" \(did you mean "stem"'):
         create_model("resnet18", stm="cifar")
+    for sizes in (3, "abc", (), (1, -1), (0,), (1, 1.5)):
+        with pytest.raises(ConfigError, match=r"stage_sizes is .* Fix: the blocks of each stage"):
+            create_model("resnet18", stage_sizes=sizes)
     with pytest.raises(ConfigError, match="num_classes is 0"):
         create_model("lenet5", 0)
 

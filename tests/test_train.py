@@ -49,7 +49,7 @@ def stop_at(step, monkeypatch):
         monkeypatch.setattr(kind, "train", train)
 
 
-def test_a_run_and_its_directory(finished, capsys):
+def test_a_run_and_its_directory(finished):
     run, state, summary = finished.workdir, finished.state, finished.summary
     assert int(state.step) == summary["steps"] == 60
     assert "lenet5: 62,006 parameters, 0.0006517 GMACs" in finished.printed

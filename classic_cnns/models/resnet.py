@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from classic_cnns.errors import ConfigError
 from classic_cnns.models.layers import BatchNorm, Conv, max_pool
 from classic_cnns.models.lowering import Impl
 
@@ -264,7 +265,13 @@ def shortcut(block: BasicBlock | BottleneckBlock, x: jax.Array, features: int) -
 
 
 def _resnet(name: str, **kwargs: Any) -> ResNet:
-    return ResNet(**dict(zip(("block", "stage_sizes"), TABLE[name], strict=True)) | kwargs)
+    block, sizes = TABLE[name]
+    sizes = kwargs.get("stage_sizes", sizes)
+    if not (isinstance(sizes, tuple) and sizes and all(type(n) is int and n > 0 for n in sizes)):
+        raise ConfigError(
+            f"stage_sizes is {sizes!r}. Fix: the blocks of each stage, such as (1, 1, 2, 2)"
+        )
+    return ResNet(**{"block": block, "stage_sizes": sizes} | kwargs)
 
 
 resnet10 = functools.partial(_resnet, "resnet10")
