@@ -6,9 +6,14 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 
-def seeded_variables(model, side):
+def normal(*shape, seed=0, dtype=np.float32):
+    """Normal numbers, without a program for every shape, as jax.random would need."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def seeded_variables(model, side, channels=3):
     """Trained-like values: kernels of He's spread, BatchNorm statistics that are not 0 and 1."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, channels)))
     out = {}
     for i, (path, leaf) in enumerate(sorted(flatten_dict(dict(shapes)).items())):
         rng = np.random.Generator(np.random.Philox(key=[7, i]))

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from seeded import normal, seeded_variables
 
 import classic_cnns
 from classic_cnns.models import create_model
@@ -43,9 +44,9 @@ def test_directions_without_variance_are_not_blown_up():
 
 
 def test_dirac_passes_its_input_on():
-    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
-    kernel = dirac(jax.random.key(1), (3, 3, 3, 7))
-    out = conv(x, kernel, padding=((1, 1), (1, 1)))
+    x = normal(2, 5, 5, 3)
+    kernel = jax.jit(dirac, static_argnums=1)(jax.random.key(1), (3, 3, 3, 7))
+    out = jax.jit(functools.partial(conv, padding=((1, 1), (1, 1))))(x, kernel)
     np.testing.assert_allclose(out[..., :3], x, rtol=1e-5, atol=1e-6)
     others = np.asarray(kernel[..., 3:])
     assert np.abs(others).max() <= 27**-0.5
@@ -105,17 +106,17 @@ def test_encoded_images_give_the_filters_of_decoded_ones(tmp_path):
 
 def test_mirrored_logits_are_averaged():
     model = create_model("airbench94", widths=(16, 32, 32))
-    images = jax.random.randint(jax.random.key(0), (8, 12, 12, 3), 0, 256).astype(jnp.uint8)
-    variables = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 12, 12, 3)))
+    images = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 3), np.uint8)
+    variables = seeded_variables(model, 12)
     variables["params"]["head"]["kernel"] *= 100  # logits far apart
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], variables["batch_stats"], ())
     batch = {"image": images, "label": jnp.arange(8), "mask": jnp.ones(8)}
     settings = {"model": model, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    step = jax.jit(functools.partial(eval_step, **settings), static_argnames=("flip", "shift"))
     apply = jax.jit(model.apply)
 
     def loss(batch, **extra):
-        step = functools.partial(eval_step, **settings, **extra)
-        return jax.device_get(jax.jit(step)(state, batch)).summary()["loss"]
+        return jax.device_get(step(state, batch, **extra)).summary()["loss"]
 
     mirrored = batch | {"image": images[:, :, ::-1]}
     assert loss(batch, flip=True) == pytest.approx(loss(mirrored, flip=True), rel=1e-6)

@@ -45,6 +45,12 @@ MOVES = ("all-gather(", "all-reduce(", "all-to-all(", "collective-permute(")  # 
 WITHOUT_MIXING = EVERYTHING | {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}
 
 
+@functools.cache
+def jit(f, *static):
+    """One program; eagerly, each operation would be compiled alone."""
+    return jax.jit(f, static_argnums=static)
+
+
 def noise(n=32, h=9, w=None, channels=3, low=0):
     """Random pixels, no two images alike."""
     return np.random.default_rng(5).integers(low, 256, (n, h, w or h, channels), np.uint8)
@@ -64,9 +70,9 @@ def batch_of(images, classes=10):
     n = len(images)
     return {
         "image": jnp.asarray(images),
-        "label": jnp.arange(n, dtype=jnp.int32) % classes,
-        "index": jnp.arange(n, dtype=jnp.int32),
-        "epoch": jnp.zeros(n, jnp.int32),
+        "label": jnp.asarray(np.arange(n, dtype=np.int32) % classes),
+        "index": jnp.asarray(np.arange(n, dtype=np.int32)),
+        "epoch": jnp.asarray(np.zeros(n, np.int32)),
     }
 
 
@@ -76,7 +82,7 @@ def batch_of(images, classes=10):
 @pytest.mark.parametrize("mode", ["reflect", "constant"])
 def test_crop_is_pad_and_crop_at_even_places(mode):
     x, pad = noise(1000, 5, 6, 1, low=1), 2
-    out = np.asarray(augment.random_crop(jax.random.key(0), x, pad, mode))
+    out = np.asarray(jit(augment.random_crop, 2, 3)(jax.random.key(0), x, pad, mode))
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode=mode)
     count = np.zeros((2 * pad + 1, 2 * pad + 1), int)
     for r, c in np.ndindex(count.shape):
@@ -87,26 +93,24 @@ def test_crop_is_pad_and_crop_at_even_places(mode):
 
 def test_flip_mirrors_about_half():
     x = noise(1000, 4)
-    out = augment.random_flip(jax.random.key(0), x)
+    out = np.asarray(jit(augment.random_flip)(jax.random.key(0), x))
     same, mirrored = ((out == y).all((1, 2, 3)) for y in (x, x[:, :, ::-1]))
     assert (same ^ mirrored).all()
     assert 440 < int(mirrored.sum()) < 560
 
 
 def test_alternating_flip_mirrors_every_other_epoch():
-    x, index = noise(400, 3), jnp.arange(400) * 7
+    x, index, flip = noise(400, 3), np.arange(400) * 7, jit(augment.alternating_flip)
     mirrored = []
     for epoch in range(4):
         order = np.random.default_rng(epoch).permutation(400)
-        out = augment.alternating_flip(
-            jax.random.key(3), x[order], index[order], jnp.full(400, epoch)
-        )
+        out = np.asarray(flip(jax.random.key(3), x[order], index[order], np.full(400, epoch)))
         mirrored.append(np.empty(400, bool))
         mirrored[-1][order] = (out == x[order][:, :, ::-1]).all((1, 2, 3))
         assert 160 < mirrored[-1].sum() < 240
     for a, b in itertools.pairwise(mirrored):
         np.testing.assert_array_equal(a, ~b)
-    other = augment.alternating_flip(jax.random.key(4), x, index, jnp.zeros(400, int))
+    other = np.asarray(flip(jax.random.key(4), x, index, np.zeros(400, int)))
     differs = (other == x[:, :, ::-1]).all((1, 2, 3)) != mirrored[0]
     assert 140 < differs.sum() < 260
 
@@ -143,7 +147,7 @@ def holes(images):
 
 
 def test_cutout_zeroes_one_square():
-    found = list(holes(augment.cutout(jax.random.key(0), noise(200, 9, low=1), 4)))
+    found = list(holes(jit(augment.cutout, 2)(jax.random.key(0), noise(200, 9, low=1), 4)))
     sizes = {(height, width) for _, _, height, width in found}
     assert max(max(size) for size in sizes) == 4
     assert {(4, 4), (2, 4), (4, 2)} <= sizes
@@ -151,7 +155,7 @@ def test_cutout_zeroes_one_square():
 
 def test_erased_rectangles_are_distributed_as_in_the_paper():
     n, h, w = 2500, 32, 40
-    out = augment.random_erasing(jax.random.key(0), noise(n, h, w, low=1), 0.4)
+    out = jit(augment.random_erasing, 2)(jax.random.key(0), noise(n, h, w, low=1), 0.4)
     found = np.array(list(holes(out)))
     found = found[found[:, 2] > 0]
     assert abs(len(found) / n - 0.4) < 0.03
@@ -177,12 +181,13 @@ def test_erased_rectangles_are_distributed_as_in_the_paper():
 
 def test_erasing_with_noise_of_every_value():
     x = np.zeros((400, 24, 24, 3), np.uint8)
-    out = np.asarray(augment.random_erasing(jax.random.key(1), x, 1.0, "pixel"))
+    erase = jit(augment.random_erasing, 2, 3)
+    out = np.asarray(erase(jax.random.key(1), x, 1.0, "pixel"))
     erased = out[(out > 0).any(-1)]
     counts = np.bincount(erased.ravel(), minlength=256)
     assert stats.chisquare(counts).pvalue > 0.001
     assert abs(np.corrcoef(erased.T.astype(float))[np.triu_indices(3, 1)]).max() < 0.02
-    np.testing.assert_array_equal(augment.random_erasing(jax.random.key(1), x + 9, 0.0, "pixel"), 9)
+    np.testing.assert_array_equal(erase(jax.random.key(1), x + 9, 0.0, "pixel"), 9)
 
 
 def triangle_reference(image, size):
@@ -197,13 +202,17 @@ def triangle_reference(image, size):
     return image
 
 
+drawn_boxes = jit(geometry._boxes, 1, 2, 3, 4, 5, 6)
+
+
 @pytest.mark.parametrize("size", [7, 24, 40])
 def test_resized_crop_is_the_anti_aliased_crop(size):
     images = np.concatenate([pictures(24, 24), noise(8, 24)])
     n = len(images)
     key = jax.random.key(size)
-    boxes = np.stack(geometry._boxes(key, n, 24, 24, (0.08, 1.0), (3 / 4, 4 / 3), 0)[:4], 1)
-    out = np.asarray(augment.random_resized_crop(key, images, (0.08, 1.0), size))
+    boxes = drawn_boxes(key, n, 24, 24, (0.08, 1.0), (3 / 4, 4 / 3), 0)[:4]
+    boxes = np.stack([np.asarray(b) for b in boxes], 1)
+    out = np.asarray(jit(augment.random_resized_crop, 2, 3)(key, images, (0.08, 1.0), size))
     assert len(np.unique(boxes, axis=0)) == n
     for image, (top, left, height, width), got in zip(images, boxes, out, strict=True):
         part = image[top : top + height, left : left + width]
@@ -219,7 +228,7 @@ def test_resized_crop_draws_area_and_ratio_evenly():
     # Small shares always fit; the large image makes rounding small.
     top, left, height, width, fits = map(
         np.asarray,
-        geometry._boxes(jax.random.key(2), 3000, 400, 500, (0.1, 0.4), (3 / 4, 4 / 3), 0),
+        drawn_boxes(jax.random.key(2), 3000, 400, 500, (0.1, 0.4), (3 / 4, 4 / 3), 0),
     )
     assert fits.all()
     share = height * width / (400 * 500)
@@ -231,7 +240,7 @@ def test_resized_crop_draws_area_and_ratio_evenly():
     assert (
         abs(np.corrcoef([share, ratio, top / (400 - height)])[np.triu_indices(3, 1)]).max() < 0.06
     )
-    *box, fits = geometry._boxes(jax.random.key(2), 5, 20, 90, (1.0, 1.0), (3 / 4, 4 / 3), 0)
+    *box, fits = drawn_boxes(jax.random.key(2), 5, 20, 90, (1.0, 1.0), (3 / 4, 4 / 3), 0)
     assert not fits.any()
     assert [b.tolist() for b in box] == [[0] * 5, [0] * 5, [20] * 5, [90] * 5]
 
@@ -262,7 +271,7 @@ def test_affine_maps_are_exact(h, w):
     cases += [(geometry.shear(a, 0, h, w), sheared(a, 0)) for a in (-0.97, -0.09, 0.31)]
     cases += [(geometry.shear(0, a, h, w), sheared(0, a)) for a in (-0.5, 0.07, 0.99)]
     images = noise(len(cases), h, w)
-    out = geometry.affine(images, jnp.asarray(np.stack([ours for ours, _ in cases])))
+    out = np.asarray(jit(geometry.affine)(images, np.stack([ours for ours, _ in cases])))
     for image, (_, matrix), got in zip(images, cases, out, strict=True):
         expected, unclear = affine_reference(image, matrix)
         np.testing.assert_array_equal(got[~unclear], expected[~unclear])
@@ -274,7 +283,7 @@ def test_affine_maps_are_exact(h, w):
 def test_directions_of_affine_maps():
     x = noise(3, 6)
     moves = [geometry.translation(2, 0), geometry.translation(0, -1), geometry.rotation(90)]
-    right, up, turned = np.asarray(geometry.affine(x, jnp.asarray(np.stack(moves))))
+    right, up, turned = np.asarray(jit(geometry.affine)(x, np.stack(moves)))
     np.testing.assert_array_equal(right[:, 2:], x[0, :, :-2])
     assert (right[:, :2] == 0).all()
     np.testing.assert_array_equal(up[:-1], x[1, 1:])
@@ -297,7 +306,7 @@ def grey_of(x):
 def test_grey_is_cut_where_the_decimal_weights_are():
     x = noise(64).astype(int)
     grey = (x @ np.array([2989, 5870, 1140]))[..., None] // 10_000
-    found = colour.saturation(x.astype(np.uint8), 0.0)
+    found = jit(colour.saturation)(x.astype(np.uint8), 0.0)
     np.testing.assert_array_equal(found, np.broadcast_to(grey, x.shape))
 
 
@@ -305,10 +314,10 @@ def test_grey_is_cut_where_the_decimal_weights_are():
 def test_enhancements_against_float64(factor):
     images = pictures()
     x, f = images.astype(float), np.float32(factor).astype(float)
-    assert_cut(colour.brightness(images, factor), x * f)
+    assert_cut(jit(colour.brightness)(images, factor), x * f)
     middle = grey_of(x).mean((1, 2, 3), keepdims=True)
-    assert_cut(colour.contrast(images, factor), middle + f * (x - middle))
-    assert_cut(colour.saturation(images, factor), grey_of(x) + f * (x - grey_of(x)))
+    assert_cut(jit(colour.contrast)(images, factor), middle + f * (x - middle))
+    assert_cut(jit(colour.saturation)(images, factor), grey_of(x) + f * (x - grey_of(x)))
     smooth = sum(
         x[:, i : x.shape[1] - 2 + i, j : x.shape[2] - 2 + j] * (5 if i == j == 1 else 1)
         for i in range(3)
@@ -317,11 +326,11 @@ def test_enhancements_against_float64(factor):
     expected = x.copy()
     inside = expected[:, 1:-1, 1:-1]
     inside += (f - 1) * (inside - np.round(smooth / 13))
-    out = np.asarray(colour.sharpness(images, factor))
+    out = np.asarray(jit(colour.sharpness)(images, factor))
     assert_cut(out, expected)
     if factor == 1.0:
         for operation in (colour.brightness, colour.contrast, colour.saturation, colour.sharpness):
-            np.testing.assert_array_equal(operation(images, factor), images)
+            np.testing.assert_array_equal(jit(operation)(images, factor), images)
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.21, 0.0, 0.04, 0.37])
@@ -329,7 +338,7 @@ def test_hue_against_the_standard_library(shift):
     pixels = np.concatenate(
         [noise(1, 12)[0].reshape(-1, 3), pictures()[:3, ::5, ::5].reshape(-1, 3)]
     )
-    out = np.asarray(colour.hue(pixels[None, None], shift))[0, 0]
+    out = np.asarray(jit(colour.hue)(pixels[None, None], shift))[0, 0]
     turned = []
     for pixel in pixels / 255:
         h, s, v = colorsys.rgb_to_hsv(*pixel)
@@ -344,13 +353,13 @@ def test_operations_on_levels_are_those_of_pillow():
     pillow = [Image.fromarray(i) for i in images]
     for bits in range(1, 9):
         expected = np.stack([ImageOps.posterize(i, bits) for i in pillow])
-        np.testing.assert_array_equal(colour.posterize(images, bits), expected)
+        np.testing.assert_array_equal(jit(colour.posterize)(images, bits), expected)
     for threshold in (0, 57, 255):
         expected = np.stack([ImageOps.solarize(i, threshold) for i in pillow])
-        np.testing.assert_array_equal(colour.solarize(images, threshold), expected)
+        np.testing.assert_array_equal(jit(colour.solarize)(images, threshold), expected)
     expected = np.stack([ImageOps.equalize(i) for i in pillow])
-    np.testing.assert_array_equal(colour.equalize(images), expected)
-    out = np.asarray(colour.autocontrast(images))
+    np.testing.assert_array_equal(jit(colour.equalize)(images), expected)
+    out = np.asarray(jit(colour.autocontrast)(images))
     low, high = (f(images.astype(int), (1, 2), keepdims=True) for f in (np.min, np.max))
     exact = (images - low) * 255 // np.maximum(high - low, 1)
     np.testing.assert_array_equal(out, np.where(high > low, exact, images))
@@ -360,20 +369,21 @@ def test_operations_on_levels_are_those_of_pillow():
 
 def test_strengths_are_per_image():
     images = pictures()
-    factors = jnp.linspace(0, 2, len(images))
+    factors = np.linspace(0, 2, len(images), dtype=np.float32)
     for operation in (colour.brightness, colour.contrast, colour.saturation, colour.sharpness):
-        out = operation(images, factors)
+        out = np.asarray(jit(operation)(images, factors))
         for i in range(len(images)):
-            np.testing.assert_array_equal(out[i], operation(images[i : i + 1], factors[i])[0])
+            np.testing.assert_array_equal(out[i], jit(operation)(images[i : i + 1], factors[i])[0])
 
 
 def test_color_jitter_draws_strengths_and_order():
-    images = jnp.asarray(pictures()[:2])
-    brightness, contrast = jax.jit(colour.brightness), jax.jit(colour.contrast)
+    images = pictures()[:2]
+    brightness, contrast = jit(colour.brightness), jit(colour.contrast)
     jitter = jax.jit(functools.partial(augment.color_jitter, amounts=(0.4, 0.9, 0.0, 0.0)))
     # Brightness alone, on a level that no factor clips: the factor can be read off.
-    level = jnp.full((2000, 1, 1, 3), 100, jnp.uint8)
-    out = np.asarray(augment.color_jitter(jax.random.key(0), level, (0.4, 0, 0, 0)))[:, 0, 0, 0]
+    level = np.full((2000, 1, 1, 3), 100, np.uint8)
+    out = jit(augment.color_jitter, 2)(jax.random.key(0), level, (0.4, 0, 0, 0))
+    out = np.asarray(out)[:, 0, 0, 0]
     assert stats.kstest(out + 0.5, "uniform", (60, 81)).pvalue > 0.001
     # Two operations that do not commute, both orders.
     seen = set()
@@ -393,15 +403,15 @@ def test_color_jitter_draws_strengths_and_order():
 @pytest.mark.parametrize("channels", [1, 2])
 def test_images_without_colour(channels):
     x = noise(16, 12, channels=channels)
-    np.testing.assert_array_equal(colour.saturation(x, 0.3), x)
-    np.testing.assert_array_equal(colour.hue(x, 0.3), x)
+    np.testing.assert_array_equal(jit(colour.saturation)(x, 0.3), x)
+    np.testing.assert_array_equal(jit(colour.hue)(x, 0.3), x)
     f = jax.jit(augment.create_augment(auto_augment="randaugment", color_jitter=(0.4,) * 4))
     out = f(jax.random.key(0), batch_of(x))
     assert out["image"].shape == x.shape
     assert not np.array_equal(out["image"], x)
     if channels == 1:
         mean = x.astype(float).mean((1, 2, 3), keepdims=True)
-        assert_cut(colour.contrast(x, 0.5), mean + 0.5 * (x - mean))
+        assert_cut(jit(colour.contrast)(x, 0.5), mean + 0.5 * (x - mean))
 
 
 # ---- policies
@@ -427,19 +437,19 @@ def expected_operation(name, images, level, down, kind):
         "rotate": lambda: geometry.rotation(sign * part * (135 if wide else 30)),
     }
     if name in affine:
-        return geometry.affine(images, jnp.broadcast_to(affine[name](), (n, 2, 3)))
+        return jit(geometry.affine)(images, np.broadcast_to(affine[name](), (n, 2, 3)))
     factor = np.float32(1 + sign * part * (0.99 if wide else 0.9))
     bits = round(8 - level * (6 if wide else 4) / 30)
     return {
         "identity": lambda: images,
-        "brightness": lambda: colour.brightness(images, factor),
-        "color": lambda: colour.saturation(images, factor),
-        "contrast": lambda: colour.contrast(images, factor),
-        "sharpness": lambda: colour.sharpness(images, factor),
-        "posterize": lambda: colour.posterize(images, bits),
-        "solarize": lambda: colour.solarize(images, 255 - 8.5 * level),
-        "autocontrast": lambda: colour.autocontrast(images),
-        "equalize": lambda: colour.equalize(images),
+        "brightness": lambda: jit(colour.brightness)(images, factor),
+        "color": lambda: jit(colour.saturation)(images, factor),
+        "contrast": lambda: jit(colour.contrast)(images, factor),
+        "sharpness": lambda: jit(colour.sharpness)(images, factor),
+        "posterize": lambda: jit(colour.posterize)(images, bits),
+        "solarize": lambda: jit(colour.solarize)(images, 255 - 8.5 * level),
+        "autocontrast": lambda: jit(colour.autocontrast)(images),
+        "equalize": lambda: jit(colour.equalize)(images),
     }[name]()
 
 
@@ -501,7 +511,7 @@ def test_two_operations_follow_each_other():
 
 def test_mixup_blends_with_the_partner():
     batch = batch_of(noise(6))
-    out = augment.mixup(jax.random.key(1), batch, 0.4)
+    out = jit(augment.mixup, 2)(jax.random.key(1), batch, 0.4)
     x, share = np.asarray(batch["image"], float), np.asarray(out["share2"], float)
     assert out["image"].dtype == jnp.float32
     assert len(set(share)) == 1
@@ -700,7 +710,8 @@ def test_mixed_loss_is_that_of_mixed_targets():
     target = (1 - share)[:, None] * np.eye(4)[label] + share[:, None] * np.eye(4)[label2]
     for smoothing in (0.0, 0.1):
         smooth = (1 - smoothing) * target + smoothing / 4
-        got = mixed(create_loss(label_smoothing=smoothing), jnp.asarray(logits), batch)
+        f = jax.jit(functools.partial(mixed, create_loss(label_smoothing=smoothing)))
+        got = f(jnp.asarray(logits), batch)
         np.testing.assert_allclose(got, -(smooth * log_p).sum(1), rtol=1e-5)
 
 
@@ -708,12 +719,12 @@ def test_training_accuracy_of_mixed_images():
     out = {
         "loss": jnp.zeros(4),
         "grad_norm": jnp.zeros(()),
-        "logits": jnp.eye(4)[jnp.array([0, 1, 2, 3])],  # predictions 0, 1, 2, 3
+        "logits": jnp.asarray(np.eye(4, dtype=np.float32)),  # predictions 0, 1, 2, 3
         "labels": jnp.array([0, 0, 2, 0]),
         "labels2": jnp.array([1, 1, 2, 1]),
         "share2": jnp.array([0.25, 0.25, 0.4, 0.5]),
     }
-    accuracy = TrainMetrics.single_from_model_output(**out).accuracy
+    accuracy = jax.jit(TrainMetrics.single_from_model_output)(**out).accuracy
     np.testing.assert_allclose(accuracy.total, 0.75 + 0.25 + 1.0 + 0.0, rtol=1e-6)
     assert float(accuracy.count) == 4
 

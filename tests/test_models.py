@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
-from seeded import seeded_variables
+from seeded import normal, seeded_variables
 
 from classic_cnns.errors import ConfigError
 from classic_cnns.models import ALIASES, MODELS, create_model, layers, lenet, list_models
@@ -180,7 +180,7 @@ def test_resnet_projections_are_where_the_paper_has_them():
 
 def test_resnet_blocks_start_as_identity():
     model = ResNet("basic", (1,), 10)
-    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    x = normal(2, 8, 8, 3)
     variables = jax.jit(model.init)(jax.random.key(1), x)
     capture = {"capture_intermediates": True, "mutable": ["intermediates"]}
     _, kept = jax.jit(functools.partial(model.apply, **capture))(variables, x)
@@ -192,21 +192,20 @@ def test_resnet_blocks_start_as_identity():
 
 def test_resnet_stem_follows_size_then_weights():
     model = create_model("resnet10", 10)
-    small, large = jnp.zeros((1, 48, 48, 3)), jnp.zeros((1, 64, 64, 3))
     assert model.stem_for(48) == "cifar"
     assert model.stem_for(64) == "imagenet"
-    variables = jax.jit(model.init)(jax.random.key(0), small)
+    variables = abstract(model, (48, 48, 3))
     assert variables["params"]["conv_init"]["kernel"].shape == (3, 3, 3, 64)
-    assert outputs(model, variables, large.shape[1:])["stage1_block1"] == (64, 64, 64)
+    assert outputs(model, variables, (64, 64, 3))["stage1_block1"] == (64, 64, 64)
 
 
 def test_bottleneck_stride_changes_the_function_not_the_parameters():
-    x = jax.random.normal(jax.random.key(0), (1, 16, 16, 3))
+    x = normal(1, 16, 16, 3)
     models = [
         ResNet("bottleneck", (1, 1), 10, bottleneck_stride=s, zero_init_last=False)
         for s in ("3x3", "1x1")
     ]
-    variables = jax.jit(models[0].init)(jax.random.key(1), x)
+    variables = seeded_variables(models[0], 16)
     assert jax.tree.structure(variables) == jax.tree.structure(abstract(models[1], (16, 16, 3)))
     a, b = (jax.jit(m.apply)(variables, x) for m in models)
     assert not np.allclose(a, b, rtol=1e-2)
@@ -223,8 +222,8 @@ def test_bottleneck_stride_changes_the_function_not_the_parameters():
 )
 def test_any_channels_and_classes(name, fields, channels):
     model = create_model(name, 7, **fields)
-    x = jax.random.normal(jax.random.key(0), (2, 28, 28, channels))
-    logits = jax.jit(model.apply)(jax.jit(model.init)(jax.random.key(1), x), x)
+    x = normal(2, 28, 28, channels)
+    logits = jax.jit(model.apply)(seeded_variables(model, 28, channels), x)
     assert logits.shape == (2, 7)
     assert np.isfinite(logits).all()
 
@@ -249,8 +248,8 @@ def test_every_parameter_has_a_finite_gradient(name):
     given = flatten_dict(seeded_variables(model, 32))  # sooner there than fresh ones
     state = create_train_state(model, tx, (32, 32, 3), seed=0, mesh=create_mesh(1), given=given)
     before = jax.device_get(state.params)
-    images = jax.random.randint(jax.random.key(0), (4, 32, 32, 3), 0, 256).astype(jnp.uint8)
-    batch = {"image": images, "label": jnp.arange(4)}
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    batch = {"image": jnp.asarray(images), "label": jnp.arange(4)}
     step = functools.partial(train_step, model=model, tx=tx, mean=(0.5,) * 3, std=(0.25,) * 3)
     state, out = jax.jit(step)(state, batch)
     assert bool(out["finite"])
@@ -295,9 +294,9 @@ def test_auxiliary_classifiers_run_in_training_alone():
     ],
 )
 def test_remat_changes_no_value(name, fields):
-    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    x = normal(2, 32, 32, 3)
     plain, remat = (create_model(name, 5, remat=r, **fields) for r in ("none", "block"))
-    variables = jax.jit(plain.init)(jax.random.key(1), x)
+    variables = seeded_variables(plain, 32)
     assert jax.tree.structure(variables) == jax.tree.structure(abstract(remat, (32, 32, 3)))
 
     def loss(model, params):
@@ -353,8 +352,8 @@ def test_max_pool_ceil_mode_is_pytorchs():
 
 @pytest.mark.parametrize("size", [1, 3, 5, 7, 14])
 def test_adaptive_pooling_by_the_rule(size):
-    x = jax.random.normal(jax.random.key(0), (2, size, size + 1, 3))
-    y = layers.adaptive_avg_pool(x, 4)
+    x = np.asarray(normal(2, size, size + 1, 3))
+    y = jax.jit(functools.partial(layers.adaptive_avg_pool, size=4))(x)
     for i in range(4):
         for j in range(4):
             rows = slice(i * size // 4, -(-(i + 1) * size // 4))
@@ -387,14 +386,15 @@ def test_lenet_28_and_32_share_parameters():
 def test_c3_is_the_masked_convolution_of_table_1():
     assert sum(len(inputs) for inputs in lenet.C3_TABLE) * 25 + 16 == 1_516
     layer = lenet.TableConv()
-    x = jax.random.normal(jax.random.key(0), (2, 14, 14, 6))
-    variables = layer.init(jax.random.key(1), x)
+    x = normal(2, 14, 14, 6)
+    variables = seeded_variables(layer, 14, 6)
     weights, dense, k = variables["params"]["kernel"], np.zeros((5, 5, 6, 16), np.float32), 0
     for o, inputs in enumerate(lenet.C3_TABLE):
         for i in inputs:
             dense[:, :, i, o] = weights[:, :, k]
             k += 1
-    np.testing.assert_allclose(layer.apply(variables, x), conv(x, jnp.array(dense)), atol=1e-4)
+    expected = jax.jit(conv)(x, dense, variables["params"]["bias"])
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), expected, atol=1e-4)
 
 
 def test_published_lenet_parts():

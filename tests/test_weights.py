@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from seeded import normal, seeded_variables
 from torch_files import Tensor, write_legacy, write_zip
 
 import classic_cnns
@@ -368,8 +369,7 @@ def test_commands(tmp_path, capsys):
 
 def test_features_are_the_layers_outputs():
     model = ResNet("basic", (1, 1), 10)
-    x = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    variables = jax.jit(model.init)(jax.random.key(1), x)
+    x, variables = normal(2, 16, 16, 3), seeded_variables(model, 16)
     names = ["conv_init", "stage2_block1", "head"]
     out = jax.jit(functools.partial(classic_cnns.features, model, layers=names))(variables, x)
     kernel = variables["params"]["conv_init"]["kernel"]
