@@ -2,6 +2,7 @@
 
 import colorsys
 import functools
+import inspect
 import itertools
 
 import flax.linen as nn
@@ -412,6 +413,30 @@ def test_images_without_colour(channels):
     if channels == 1:
         mean = x.astype(float).mean((1, 2, 3), keepdims=True)
         assert_cut(jit(colour.contrast)(x, 0.5), mean + 0.5 * (x - mean))
+
+
+ALONE = [  # function, what follows the key and the images, which of that is static
+    *((f, (0.4,), ()) for f in (colour.brightness, colour.contrast, colour.saturation)),
+    *((f, (0.4,), ()) for f in (colour.sharpness, colour.hue)),
+    *((f, (), ()) for f in (colour.autocontrast, colour.equalize)),
+    (colour.posterize, (3,), ()),
+    (colour.solarize, (99,), ()),
+    (geometry.affine, (np.stack([geometry.rotation(11)] * 2),), ()),
+    (augment.random_crop, (2, "reflect"), (2, 3)),
+    (augment.random_flip, (), ()),
+    (augment.alternating_flip, (np.arange(2), np.zeros(2, int)), ()),
+    (augment.cutout, (3,), (2,)),
+    (augment.random_erasing, (1.0, "pixel"), (2, 3)),
+    (augment.random_resized_crop, ((0.3, 1.0), 9), (2, 3)),
+    (augment.color_jitter, ((0.4, 0.4, 0.4, 0.1),), (2,)),
+]
+
+
+@pytest.mark.parametrize(("f", "arguments", "static"), ALONE, ids=[f.__name__ for f, *_ in ALONE])
+def test_functions_work_outside_a_program(f, arguments, static):
+    key = (jax.random.key(0),) if "key" in inspect.signature(f).parameters else ()
+    arguments = (*key, noise(2, 9), *arguments)
+    np.testing.assert_array_equal(f(*arguments), jit(f, *static)(*arguments))
 
 
 # ---- policies
