@@ -37,7 +37,7 @@ def main():
                 index = loader.train(step, 1)
             with jax.transfer_guard("disallow"):
                 total = count(total, index)
-            clock.count(1, total)
+            clock.count(1, 1, total)
             display.advance(step)
             assert stop > step
         jax.block_until_ready(total)

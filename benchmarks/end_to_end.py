@@ -46,6 +46,7 @@ def ours(args, classes):
     from classic_cnns.data.splits import Split
     from classic_cnns.sharding import create_mesh, replicate
     from classic_cnns.steps import JitStep, Progress, train_on, train_step
+    from classic_cnns.timing import dispatch_sizes
     from classic_cnns.train_state import create_train_state
 
     mesh, shape = create_mesh(), (args.side, args.side, 3)
@@ -57,13 +58,17 @@ def ours(args, classes):
     augment = create_augment(flip="random", crop_padding=0 if args.folder else 4)
     model, tx = create_model(args.network, classes), optax.sgd(0.01, 0.9, nesterov=True)
     step = functools.partial(train_step, model=model, tx=tx, mean=MEAN, std=STD, augment=augment)
-    train = JitStep(functools.partial(train_on, step=step))
+    most, room = dispatch_sizes(0, resident=not args.folder, impl="auto")
+    train = JitStep(functools.partial(train_on, step=step), loops=room > 0)
     state = create_train_state(model, tx, shape, seed=0, mesh=mesh)
     tree = [state, replicate(Progress.empty(), mesh)]
 
     def run(steps):
-        for number in range(steps):
-            tree[:] = train(*tree, loader.data, loader.train(number))
+        number = 0
+        while number < steps:
+            count = min(most, steps - number) if room else 1
+            tree[:] = train(*tree, loader.data, loader.train(number, count, room))
+            number += count
         jax.block_until_ready(tree)
 
     return run, sum(p.size for p in jax.tree.leaves(state.params))

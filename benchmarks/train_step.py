@@ -7,6 +7,7 @@ medians over rounds and medians of the ratios within rounds. Parameter counts ar
 SGD with Nesterov momentum 0.9, synthetic images on the device, 10 classes below 64 px. Peers:
 our networks with flax.linen's own layers; PyTorch, channels_last, eager and through torch.compile;
 Keras 3 on JAX (LeNet-5 and ResNet-18). What is not installed (extra `bench`) is left out.
+On CPU ours are several steps in one call, as in main.py, those of "ours, single" one in each.
 With --out FILE.json rows replace those of the same network, side, batch and dtype in that file; one
 of other versions or another machine is refused.
 """
@@ -30,9 +31,10 @@ import optax
 from peers import plain_linen
 
 from classic_cnns import create_model, list_models
+from classic_cnns.data.augment import apart
 from classic_cnns.losses import cross_entropy
 
-PEERS = ("ours", "plain linen", "torch eager", "torch compile", "keras")
+PEERS = ("ours", "ours, single", "plain linen", "torch eager", "torch compile", "keras")
 BATCHES = {"lenet5": 128}
 
 
@@ -48,9 +50,11 @@ def our_model(name, classes, dtype):
     return create_model(name, classes, dtype=jnp.dtype(dtype), **fields)
 
 
-def jax_runner(model, images, labels):
+def jax_runner(model, images, labels, loops=False):
     """A function of the number of steps, the number of parameters, and the compiled step's costs
     by the compiler's account ("flops", "bytes accessed"), which counts the body of a loop once.
+    With `loops` one call does up to 16; it takes two batches in turns, so that nothing of them can
+    be computed before the loop.
     """
     tx = optax.sgd(0.01, momentum=0.9, nesterov=True)
     with jax.default_device(jax.local_devices(backend="cpu")[0]):  # a GPU's compiler takes longer
@@ -82,14 +86,28 @@ def jax_runner(model, images, labels):
 
     state = [params, stats, tx.init(params), jax.random.key(1)]
     count = sum(p.size for p in jax.tree.leaves(params))
+    if loops:
+        images, labels = (jnp.stack([a, a[::-1]]) for a in (images, labels))
+
+    def loop(params, stats, opt_state, key, images, labels, count):
+        def one(i, carry):
+            given = {"images": images, "labels": labels}
+            batch = apart(lambda both: {k: v[i % 2] for k, v in both.items()}, given, i)
+            return step(*carry, **batch)
+
+        return jax.lax.fori_loop(0, count, one, (params, stats, opt_state, key))
+
     # On CPU written-over parameters hold up the gradients that read them, see steps.JitStep.
-    donated = (1, 2, 3) if jax.default_backend() == "cpu" else (0, 1, 2, 3)
-    lowered = jax.jit(step, donate_argnums=donated).lower(*state, images, labels)
-    compiled = lowered.compile()
+    donated = (1, 2, 3) if jax.default_backend() == "cpu" and not loops else (0, 1, 2, 3)
+    inputs = (images, labels, jnp.int32(1)) if loops else (images, labels)
+    jitted = jax.jit(loop if loops else step, donate_argnums=donated)
+    compiled = jitted.lower(*state, *inputs).compile()
 
     def run(steps):
-        for _ in range(steps):
-            state[:] = compiled(*state, images, labels)
+        most = 16 if loops else 1
+        for done in range(0, steps, most):
+            count = (jnp.int32(min(most, steps - done)),) if loops else ()
+            state[:] = compiled(*state, images, labels, *count)
         jax.block_until_ready(state)
 
     return run, count, compiled.cost_analysis() or {}
@@ -101,7 +119,10 @@ def runners_of(name, side, batch, dtype, peers):
     images, labels = batch_of(batch, side, classes)
     model = our_model(name, classes, dtype)
     runners = {}
-    *runners["ours"], costs = jax_runner(model, images, labels)
+    cpu = jax.default_backend() == "cpu"
+    *runners["ours"], costs = jax_runner(model, images, labels, loops=cpu)
+    if cpu and "ours, single" in peers:
+        *runners["ours, single"], costs = jax_runner(model, images, labels)
     if "plain linen" in peers:
         with plain_linen():  # jax_runner compiles
             *runners["plain linen"], _ = jax_runner(model, images, labels)

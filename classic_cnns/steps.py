@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from classic_cnns import optimizers, precision
-from classic_cnns.data.augment import Augment, Batch, normalize
+from classic_cnns.data.augment import Augment, Batch, apart, normalize
 from classic_cnns.losses import Loss, cross_entropy, mixed
 from classic_cnns.metrics import EvalMetrics, TrainMetrics
 from classic_cnns.train_state import TrainState
@@ -83,7 +83,7 @@ def train_step(
         with "labels2" and "share2" (N,) where images are mixed, and "skipped" where the optimiser
         has a loss scale: such a step has changed the scale and its own number alone.
     """
-    batch = augmented(batch, augment, seed, state.step)
+    batch = apart(lambda b: augmented(b, augment, seed, state.step), batch, state.step)
     images = normalize(batch["image"], mean, std)
     dropout_key = step_keys(seed, state.step)[1]
 
@@ -143,9 +143,7 @@ def train_step(
 
 
 def _accumulated(gradient: Callable[..., Any], parts: int, params: Any, *rest: Any) -> Any:
-    """What `gradient` gives for a whole batch, computed in parts; unrolled, because XLA:CPU has no
-    fast convolution inside a loop.
-    """
+    """What `gradient` gives for a whole batch, computed in parts, one after the other."""
     batch_stats, images, targets, key = rest
     total, grads, outputs = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), []
     for i in range(parts):
@@ -161,8 +159,7 @@ def _accumulated(gradient: Callable[..., Any], parts: int, params: Any, *rest: A
         total, grads = total + value, jax.tree.map(jnp.add, grads, more)
         outputs.append((losses, logits))
     losses, logits = jax.tree.map(lambda *a: jnp.stack(a, 1).reshape(-1, *a[0].shape[1:]), *outputs)
-    mean = jax.tree.map(lambda g: g / parts, grads)
-    return (total / parts, (losses, logits, batch_stats)), mean
+    return (total / parts, (losses, logits, batch_stats)), jax.tree.map(lambda g: g / parts, grads)
 
 
 def eval_step(
@@ -234,8 +231,8 @@ def train_on(
 
     Args:
         state, progress: carried along; see `JitStep`.
-        data, item: see `fetch`. Arrays of `item` are (batch, …), or (steps, batch, …) to scan over
-            (not on CPU: XLA runs convolutions inside loops there without its fast kernels).
+        data, item: see `fetch`. Arrays of `item` are (batch, …), or (steps, batch, …) of which all
+            steps are trained on or, with an int32 "count" in it, so many.
         step: `train_step` with its settings bound.
     """
 
@@ -251,26 +248,31 @@ def train_on(
         old = state, progress.replace(finite=finite)  # type: ignore[attr-defined]
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), None
 
+    def numbered(i: jax.Array, carry: tuple[TrainState, Progress]) -> Any:
+        return one(carry, {k: item[k][i] for k in ("index", "epoch")})[0]
+
     if item["index"].ndim == 1:
         return one((state, progress), item)[0]
+    if "count" in item:
+        return jax.lax.fori_loop(0, item["count"], numbered, (state, progress))
     return jax.lax.scan(one, (state, progress), item)[0]
 
 
 class JitStep:
-    """`jax.jit` of a function whose first argument is a `TrainState`, of which the buffers are
-    given away to the new one.
+    """`jax.jit` of a function whose first argument is a `TrainState`, which gives away its buffers.
 
-    On CPU its parameters keep theirs: a new one that is written over the old holds up the gradients
-    that read it (AlexNet at 32 px takes 1.5 times as long); so the step takes their size more.
+    On CPU the parameters keep theirs, unless it `loops`: a new one that is written over the old
+    holds up the gradients that read it (AlexNet at 32 px takes 1.5 times as long).
     """
 
-    def __init__(self, step: Callable[..., Any]) -> None:
+    def __init__(self, step: Callable[..., Any], loops: bool = False) -> None:
         def whole(given: TrainState, kept: Any, *args: Any, **kwargs: Any) -> Any:
             state = given if kept is None else dataclasses.replace(given, params=kept)
             return step(state, *args, **kwargs)
 
         whole.__name__ = getattr(step, "__name__", "train")  # that of the program on disk
         self.jitted = jax.jit(whole, donate_argnums=0)
+        self.keeps = jax.default_backend() == "cpu" and not loops
 
     def __call__(self, state: TrainState, *args: Any, **kwargs: Any) -> Any:
         """The step's result."""
@@ -280,10 +282,9 @@ class JitStep:
         """As of `jax.jit`; what it compiles to takes `split(state)` in place of the state."""
         return self.jitted.lower(*self.split(state), *args)
 
-    @staticmethod
-    def split(state: TrainState) -> tuple[TrainState, Any]:
+    def split(self, state: TrainState) -> tuple[TrainState, Any]:
         """The first two arguments of `jitted`: what is given away, and the parameters or None."""
-        if jax.default_backend() != "cpu":
+        if not self.keeps:
             return state, None
         return dataclasses.replace(state, params={}), state.params
 

@@ -10,7 +10,26 @@ from typing import Any
 import jax
 
 PARTS = ("useful", "lost", "save", "data_wait", "compile", "eval", "other")
+DISPATCH_SECONDS = 0.5
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+def dispatch_sizes(asked: int, *, resident: bool, impl: str) -> tuple[int, int]:
+    """The most steps in one call of the device, and the room for steps of a program that takes any
+    number of them, or 0.
+
+    Args:
+        asked: `config.steps_per_dispatch`.
+        resident: whether the images live on the device; streamed ones are trained on step by step.
+        impl: of the network's convolutions; XLA's own are slow in loops on CPU.
+    """
+    cpu = jax.default_backend() == "cpu"
+    if not resident or (cpu and impl == "lax"):
+        return 1, 0
+    most = asked or 16
+    # A loop of a length that the compiler knows is faster on a GPU, and processes that each go by
+    # their own clock would not agree on a length.
+    return most, most if cpu and jax.process_count() == 1 else 0
 
 
 class Stopwatch:
@@ -43,10 +62,10 @@ class Stopwatch:
         self._seconds[self._part] += now - self._since
         self._part, self._since = part, now
 
-    def to_training(self, count: int) -> None:
-        """What follows is training of `count` steps in a dispatch; the first such compiles."""
-        self.to("useful" if count in self._compiled else "compile")
-        self._compiled.add(count)
+    def to_training(self, program: int) -> None:
+        """What follows is training by a program, the first time also compiling it."""
+        self.to("useful" if program in self._compiled else "compile")
+        self._compiled.add(program)
 
     @contextlib.contextmanager
     def charge(self, part: str) -> Iterator[None]:
@@ -92,17 +111,17 @@ class Clock:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self._compiled: set[int] = set()
-        self._images, self._seconds, self._wait = 0, 0.0, 0.0
+        self._steps, self._ahead, self._seconds, self._wait = 0, 0, 0.0, 0.0
 
     @contextlib.contextmanager
-    def waiting(self, steps: int, result: Any) -> Iterator[None]:
-        """Around the fetching of input for a dispatch of `steps` steps; `result` is that of the one
+    def waiting(self, program: int, result: Any) -> Iterator[None]:
+        """Around the fetching of input for a dispatch of a program; `result` is that of the one
         before.
 
         Steps are dispatched ahead of the device. While it still computes, nobody waits. The first
-        dispatch of so many steps compiles, so the clock stands still from here until its `count`.
+        dispatch of a program compiles it, so the clock stands still from here until its `count`.
         """
-        if steps not in self._compiled:
+        if program not in self._compiled:
             if self._compiled:
                 jax.block_until_ready(result)
                 self.pause()
@@ -113,25 +132,36 @@ class Clock:
         if all(leaf.is_ready() for leaf in jax.tree.leaves(result)):
             self._wait += time.perf_counter() - start
 
-    def count(self, steps: int, result: Any) -> None:
-        """After `steps` more were dispatched; the first call with so many waits for their result,
+    def count(self, steps: int, program: int, result: Any) -> None:
+        """After `steps` more were dispatched; the first call of a program waits for their result,
         which does not count, and starts the clock.
         """
-        if steps in self._compiled:
-            self._images += steps * self.batch_size
+        if program in self._compiled:
+            self._steps, self._ahead = self._steps + steps, steps
         else:
             jax.block_until_ready(result)
             self.restart(new_epoch=not self._compiled)
-            self._compiled.add(steps)
+            self._compiled.add(program)
+
+    def steps(self, left: int, most: int, room: int) -> int:
+        """Steps of the next dispatch, of `left` until something else is to be done. A program with
+        `room` takes as many as lately took half a second, so that signals are heard; others take
+        `most` or one.
+        """
+        if not room:
+            return most if left >= most else 1
+        waited_for = self._steps - self._ahead
+        taken = self._seconds + time.perf_counter() - self._start if waited_for else 1.0
+        return min(left, most, max(1, int(DISPATCH_SECONDS * waited_for / taken)))
 
     def read(self) -> dict[str, float]:
         """Images per second, and the largest share of time that the device may have waited for
         input, since the epoch began.
         """
-        if not self._images:
+        if not self._steps:
             return {}
         return {
-            "images_per_sec": self._images / self._seconds,
+            "images_per_sec": self._steps * self.batch_size / self._seconds,
             "input_wait": self._wait / self._seconds,
         }
 
@@ -142,5 +172,6 @@ class Clock:
     def restart(self, new_epoch: bool) -> None:
         """Counts again, from nothing at a new epoch."""
         self._start = time.perf_counter()
+        self._ahead = 0
         if new_epoch:
-            self._images, self._seconds, self._wait = 0, 0.0, 0.0
+            self._steps, self._seconds, self._wait = 0, 0.0, 0.0

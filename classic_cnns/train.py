@@ -29,7 +29,7 @@ from classic_cnns.progress import decoding_bar
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
 from classic_cnns.steps import JitStep, Progress, fetch, train_on
 from classic_cnns.task import bind_step, from_images
-from classic_cnns.timing import Clock, Stopwatch, summarize
+from classic_cnns.timing import Clock, Stopwatch, dispatch_sizes, summarize
 from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state
 from classic_cnns.watch import first_batch
 from classic_cnns.weights.finetune import adopt, find_start
@@ -150,7 +150,11 @@ def _train(
         one_step = bind_step(config, dataset, model, tx, augment, loss, config.ema_decay)
         numbers = replicate(numbers_from(config, notes.rate_scale), mesh)
 
-        @JitStep
+        loaders = config_lib.loaders_from(config, dataset, mesh)
+        kind = {"resident": isinstance(loaders["train"], ResidentLoader), "impl": model.impl}
+        most, room = dispatch_sizes(config.steps_per_dispatch, **kind)
+
+        @functools.partial(JitStep, loops=room > 0)
         def train(*tree: Any, numbers: Numbers) -> Any:
             tx = config_lib.optimizer_from(config, spans, numbers=numbers)[0]
             augment = config_lib.augment_from(config, dataset, numbers.seed)
@@ -159,7 +163,6 @@ def _train(
 
         views = config.test_time_flip, config.test_time_shift
         evaluate = create_evaluate(model, *views, mean=mean, std=std)
-        loaders = config_lib.loaders_from(config, dataset, mesh)
 
         # ---- loop
         display = Display(spans.total, lambda: stopwatch.read()["compile"])
@@ -184,9 +187,6 @@ def _train(
         if step == 0 and config.on_divergence == "rollback":
             tree = {"state": state, "progress": progress}
             checkpoints.save(0, tree, dataclasses.asdict(notes), keep=set())
-        per_dispatch = config.steps_per_dispatch or (1 if jax.default_backend() == "cpu" else 16)
-        if not isinstance(loaders["train"], ResidentLoader):
-            per_dispatch = 1
         while (step < spans.total and not notes.ended) or notes.unevaluated:
             next_eval, next_save, next_log = (
                 min(spans.total, config_lib.next_event(step, every))
@@ -195,16 +195,16 @@ def _train(
             evaluating = notes.unevaluated  # the evaluation of this step was interrupted
             if not evaluating:
                 until = min(next_eval, next_save, next_log)
-                count = per_dispatch if until - step >= per_dispatch else 1
-                with clock.waiting(count, progress), stopwatch.charge("data_wait"):
-                    item = loaders["train"].train(step, count)
-                stopwatch.to_training(count)
+                count = clock.steps(until - step, most, room)
+                with clock.waiting(room or count, progress), stopwatch.charge("data_wait"):
+                    item = loaders["train"].train(step, count, room)
+                stopwatch.to_training(room or count)
                 before, data = progress, loaders["train"].data
                 with jax.transfer_guard("disallow"):
                     state, progress = train(state, progress, data, item, numbers=numbers)
                 jax.block_until_ready(before)  # one dispatch waits on the device, not thirty
                 step += count
-                clock.count(count, progress)
+                clock.count(count, room or count, progress)
                 display.advance(step, before.metrics)
                 if step < until and not stop.requested():
                     continue

@@ -4,6 +4,7 @@ import colorsys
 import functools
 import inspect
 import itertools
+import re
 
 import flax.linen as nn
 import jax
@@ -23,6 +24,7 @@ from classic_cnns.diagnose import explain_non_finite
 from classic_cnns.errors import ConfigError
 from classic_cnns.losses import create_loss, mixed
 from classic_cnns.metrics import TrainMetrics
+from classic_cnns.models.lowering import conv
 from classic_cnns.plots import batch_labels, plot_batch
 from classic_cnns.sharding import create_mesh
 from classic_cnns.steps import augmented, train_step
@@ -615,6 +617,28 @@ def test_augmentation_is_a_function_of_seed_and_step():
     same = augment.create_augment()(jax.random.key(1), batch)
     jax.tree.map(np.testing.assert_array_equal, same, batch)
     assert augmented(batch, None, 0, 0) is batch
+
+
+def test_a_convolution_does_not_augment_again_what_it_reads_several_times():
+    batch, kernel = batch_of(noise(4, 32)), jnp.ones((5, 5, 3, 6))
+    crop = augment.create_augment(crop_padding=4, flip="random")
+
+    def whole(around, batch, step):
+        batch = around(functools.partial(crop, jax.random.key(0)), batch, step)
+        return conv(augment.normalize(batch["image"], (0.5,) * 3, (0.25,) * 3), kernel)
+
+    def blocks_that_gather(program):  # the fusions, and which of them lay out blocks of input
+        fusions = program.as_text().split("\n\n")
+        gathering = [f for f in fusions if re.search(r"u8\[\S+ gather\(", f)]
+        assert gathering
+        return [f for f in gathering if re.search(r"f32\[\S+ concatenate\(", f)]
+
+    args = batch, jnp.int32(3)
+    ours = jax.jit(functools.partial(whole, augment.apart)).lower(*args).compile()
+    plain = jax.jit(functools.partial(whole, lambda f, b, _: f(b))).lower(*args).compile()
+    assert blocks_that_gather(plain), "what this is about"
+    assert not blocks_that_gather(ours)
+    np.testing.assert_allclose(ours(*args), plain(*args), rtol=1e-6, atol=1e-5)
 
 
 def test_images_do_not_influence_each_other():

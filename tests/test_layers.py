@@ -36,7 +36,7 @@ LOWERINGS = {
     "auto": lambda x, k, s, p: lowering.conv(x, k, strides=s, padding=p),
     "blocked": lambda x, k, s, p: lowering._blocked_conv(x, k, None, p)[:, :: s[0], :: s[1]],
     "patches": lowering._patches_conv,
-    "sliced": lowering._sliced_conv,
+    "sliced": lambda x, k, s, p: lowering._sliced_conv(x, k, s, p, 2),  # two images, of five
 }
 
 
@@ -66,7 +66,7 @@ def derivatives(f, *args):
 def test_conv_equals_lax(shape, monkeypatch):
     k, s, p, c, o, h, w = shape
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(lowering, "_SLICE_BYTES", 2 * h * w * c * 8)  # two images a slice, of five
+    monkeypatch.setattr(lowering, "_SLICE_BYTES", 3 * h * w * c * 8)  # three images a slice
     monkeypatch.setattr(lowering, "_PRODUCT_BYTES", 13 * (c + o) * 8)  # of 175 or 60 pixels
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
@@ -217,12 +217,40 @@ def test_the_gradient_of_a_1x1_kernel_lays_out_no_transposed_activation(monkeypa
     assert transposed.search(program(8))
 
 
-def test_groups():
-    x, kernel = normal(2, 6, 6, 4), normal(3, 3, 2, 6, seed=1)
-    both = jax.jit(functools.partial(lowering.conv, groups=2))(x, kernel)
-    conv = jax.jit(lowering.conv)
-    halves = [conv(x[..., 2 * i : 2 * i + 2], kernel[..., 3 * i : 3 * i + 3]) for i in (0, 1)]
-    np.testing.assert_allclose(both, jnp.concatenate(halves, -1), rtol=1e-5, atol=1e-5)
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("groups", [2, 3, 12])  # one by one, and as XLA has them
+def test_groups(groups):
+    with jax.enable_x64(True):
+        x = normal(2, 6, 7, 12, dtype=np.float64)
+        kernel = normal(3, 3, 12 // groups, 24, seed=1, dtype=np.float64)
+        bias = normal(24, seed=2, dtype=np.float64)
+        how = {"strides": (2, 1), "padding": ((1, 0), (1, 1)), "groups": groups}
+        values = [
+            derivatives(functools.partial(lowering.conv, **how, impl=impl), x, kernel, bias)
+            for impl in ("auto", "lax")
+        ]
+        close(*values)
+
+
+@HLO
+@pytest.mark.parametrize("channels", [16, 32])  # XLA's, and Winograd's
+@pytest.mark.parametrize(("stride", "groups"), [(1, 1), (2, 1), (1, 2)])
+def test_convolutions_in_a_loop_are_of_the_kind_that_is_fast_there(channels, stride, groups):
+    x, kernel = jnp.ones((8, 16, 16, channels)), jnp.ones((3, 3, channels // groups, channels))
+    how = {"strides": (stride, stride), "padding": ((1, 1), (1, 1)), "groups": groups}
+
+    def program(impl):
+        def loss(x, kernel):
+            return jnp.square(lowering.conv(x, kernel, **how, impl=impl)).sum()
+
+        def descend(i, carry):
+            return jax.tree.map(lambda a, b: a - b, carry, jax.grad(loss, (0, 1))(*carry))
+
+        loop = jax.jit(lambda count: jax.lax.fori_loop(0, count, descend, (x, kernel)))
+        return set(re.findall(r"dim_labels=([^, ]+)", loop.lower(3).compile().as_text()))
+
+    assert program("auto") <= {"b01f_01io->b01f"}
+    assert len(program("lax")) > 1, "what this is about"
 
 
 def test_unknown_impl():

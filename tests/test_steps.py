@@ -33,7 +33,7 @@ def split(n=64):
     return fake(count=n)["all"]
 
 
-def setup(devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, model=LENET):
+def setup(devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, model=LENET, loops=False):
     mesh = create_mesh(devices)
     tx = optax.sgd(rate, momentum=0.9)
     state = create_train_state(model, tx, (32, 32, 3), seed=1, mesh=mesh)
@@ -50,7 +50,7 @@ def setup(devices=1, batch=16, n=64, augment=AUGMENT, rate=0.02, model=LENET):
     return (
         state,
         replicate(Progress.empty(), mesh),
-        JitStep(counted),
+        JitStep(counted, loops),
         loader,
         traces,
     )
@@ -127,16 +127,30 @@ def test_eight_devices_equal_one(model):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 
-def test_several_steps_in_one_dispatch_equal_single_steps():
+@pytest.mark.parametrize("items", [[(0, 4)], [(0, 3, 4), (3, 1, 4)]], ids=["all", "counted"])
+def test_several_steps_in_one_dispatch_equal_single_steps(items):
     state, progress, train, loader, _ = setup()
     for step in range(4):
         state, progress = train(state, progress, loader.data, loader.train(step))
-    other, other_progress, train, loader, _ = setup()
-    other, other_progress = train(other, other_progress, loader.data, loader.train(0, 4))
+    other, other_progress, train, loader, traces = setup(loops=True)
+    for item in items:
+        other, other_progress = train(other, other_progress, loader.data, loader.train(*item))
+    assert len(traces) == 1, "one program for any count"
     for a, b in zip(
         *(jax.tree.leaves(s) for s in ((state, progress), (other, other_progress))), strict=True
     ):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_how_many_steps_a_dispatch_takes_changes_no_bit():
+    results = []
+    for counts in ([4], [1, 2, 1]):
+        state, progress, train, loader, _ = setup(loops=True)
+        for count in counts:
+            item = loader.train(int(state.step), count, room=5)
+            state, progress = train(state, progress, loader.data, item)
+        results.append(jax.device_get((state, progress)))
+    jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 def test_state_freezes_before_the_first_step_that_is_not_finite():

@@ -3,10 +3,11 @@
 import time
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from classic_cnns import logging
+from classic_cnns import logging, timing
 from classic_cnns.metrics import TrainMetrics
 from classic_cnns.timing import Clock
 
@@ -25,13 +26,13 @@ class Running:
 @pytest.mark.parametrize("running", [False, True])
 def test_only_an_idle_device_waits_for_input(running):
     clock = Clock(10)
-    clock.count(1, jnp.zeros(()))  # compiled
+    clock.count(1, 1, jnp.zeros(()))  # compiled
     last = {"done": jnp.zeros(()).block_until_ready(), "other": Running() if running else None}
     for _ in range(3):
         with clock.waiting(1, last):
             time.sleep(0.02)
         time.sleep(0.02)
-        clock.count(1, None)
+        clock.count(1, 1, None)
     clock.pause()
     wait = clock.read()["input_wait"]
     assert wait == 0 if running else 0.3 < wait < 0.7
@@ -43,10 +44,41 @@ def test_each_size_of_dispatch_compiles_outside_the_clock():
         with clock.waiting(steps, jnp.zeros(())):
             pass
         time.sleep(seconds)
-        clock.count(steps, jnp.zeros(()))
+        clock.count(steps, steps, jnp.zeros(()))
     clock.pause()
     counted = 10 * (16 + 1 + 16) / clock.read()["images_per_sec"]
     assert 0.06 <= counted < 0.8
+
+
+def test_a_dispatch_takes_half_a_second(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock, sizes = Clock(10), []
+    clock.count(1, 16, jnp.zeros(()))  # compiled
+    for _ in range(4):  # 0.1 s a step; the newest dispatch has not been waited for
+        sizes.append(clock.steps(left=100, most=16, room=16))
+        clock.count(sizes[-1], 16, None)
+        now[0] += 0.1 * (sizes[-2] if len(sizes) > 1 else 0)
+    assert sizes == [1, 1, 5, 5]
+    assert clock.steps(left=3, most=16, room=16) == 3
+    clock.restart(new_epoch=True)
+    assert clock.steps(left=100, most=16, room=16) == 1
+    clock.count(1, 16, None)
+    now[0] += 1e-6  # and of fast steps the most
+    clock.count(1, 16, None)
+    assert clock.steps(left=100, most=16, room=16) == 16
+    assert [clock.steps(left, most=16, room=0) for left in (15, 16, 100)] == [1, 16, 16]
+
+
+def test_sizes_of_dispatches(monkeypatch):
+    assert timing.dispatch_sizes(0, resident=True, impl="auto") == (16, 16)
+    assert timing.dispatch_sizes(4, resident=True, impl="auto") == (4, 4)
+    assert timing.dispatch_sizes(4, resident=True, impl="lax") == (1, 0), "slow in loops"
+    assert timing.dispatch_sizes(4, resident=False, impl="auto") == (1, 0)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # whose clocks differ
+    assert timing.dispatch_sizes(4, resident=True, impl="auto") == (4, 0)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert timing.dispatch_sizes(0, resident=True, impl="lax") == (16, 0)
 
 
 def test_what_is_left_does_not_count_compiling(monkeypatch, capsys):

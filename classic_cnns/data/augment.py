@@ -67,6 +67,25 @@ def normalize(
     return out.astype(dtype)
 
 
+def apart(f: Callable[[Batch], Batch], batch: Batch, step: jax.Array | int) -> Batch:
+    """`f(batch)`, computed once on CPU.
+
+    XLA:CPU computes elementwise code and gathers again for every operation that reads them, and a
+    convolution in blocks reads each pixel several times. It does not reach over the border of a
+    loop that has more than one turn for all it knows.
+
+    Args:
+        f: from batches to batches; on CPU without reverse-mode derivatives by what it reads.
+        batch: arrays.
+        step: at least 0 and, for the border, not known when this is compiled.
+    """
+    if jax.default_backend() != "cpu":
+        return f(batch)
+    f = jax.jit(f)  # traced once
+    empty = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(f, batch))
+    return jax.lax.fori_loop(0, jnp.minimum(step, 0) + 1, lambda i, _: f(batch), empty)
+
+
 def create_augment(
     *,
     random_resized_crop: Sequence[float] = (),

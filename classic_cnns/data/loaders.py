@@ -56,14 +56,16 @@ class ResidentLoader:
         self._step = _step_by_step(self.order)
         self.bad: dict[str, str] = {}
 
-    def train(self, step: int, count: int = 1) -> Batch:
-        """Item of one step, or of `count` steps with a leading axis."""
-        if count == 1:
-            index, epoch = self._step(step)
-        else:
-            index, epoch = self.order.steps(step, count)
-        axis = int(count > 1)
-        return shard_batch({"index": index, "epoch": epoch}, self.mesh, axis)
+    def train(self, step: int, count: int = 1, room: int = 0) -> Batch:
+        """Item of one step, or of `count` steps with a leading axis. With `room` for so many steps
+        that axis always has it, and "count" is in the item.
+        """
+        if room:
+            whole = self.order.steps(step, room)  # those beyond the count are of no step's batch
+            item = shard_batch(dict(zip(("index", "epoch"), whole, strict=True)), self.mesh, 1)
+            return item | replicate({"count": np.int32(count)}, self.mesh)
+        index, epoch = self._step(step) if count == 1 else self.order.steps(step, count)
+        return shard_batch({"index": index, "epoch": epoch}, self.mesh, int(count > 1))
 
     def evaluation(self) -> Iterator[Batch]:
         """Items of every batch."""
@@ -127,9 +129,9 @@ class StreamLoader:
         if split.encoded:
             _one_thread_a_call()
 
-    def train(self, step: int, count: int = 1) -> Batch:
+    def train(self, step: int, count: int = 1, room: int = 0) -> Batch:
         """Item of one step; steps asked for one after another are ready by then."""
-        assert count == 1, "streamed steps are dispatched one by one"
+        assert (count, room) == (1, 0), "streamed steps are dispatched one by one"
         if step != self._next:
             self._stream = self._ahead(self.train_batch, step, 1 << 40)
         self._next = step + 1

@@ -12,11 +12,15 @@ XLA:CPU's own choices are slow for some shapes (docs/performance.md has the figu
   product a pixel, with the part of the kernel that is not over padding;
 * a 3×3 convolution of many channels in float32 is Winograd's sixteen products for tiles of four
   outputs: 4 multiplications an output in place of 9;
-* the weight gradient of any other convolution is summed over slices of the batch that fit the
-  cache, because XLA transposes the whole activation for it.
+* groups are convolutions of their own, of which each takes its fastest form;
+* any other convolution is XLA's; its weight gradient is summed over slices of the batch that fit
+  the cache, because XLA transposes the whole activation for it.
 
-The first and the last are written with `jax.custom_jvp` and the others are plain array code, so
-forward mode, reverse mode and any mixture of the two (Hessian-vector products) work.
+Inside loops XLA has its fast kernel only for convolutions that read NHWC and HWIO and write NHWC,
+and a naive one for all others. So the derivatives of the last are written as such convolutions, and
+a loop of training steps is as fast as they are. It and the first are written with `jax.custom_jvp`
+and the others are plain array code, so forward mode, reverse mode and any mixture of the two
+(Hessian-vector products) work.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ _WINOGRAD_PIXELS = 128  # outputs of a batch, from which on Winograd's form wins
 _WINOGRAD_BYTES = 1 << 21  # part of a batch that is transformed at once
 _PRODUCT_BYTES = 1 << 21  # inputs and outputs of a product that its weight gradient reads at once
 _SMALL_MAP = 4  # rows of output up to which patches win; XLA is 30 times slower on 2×2 maps
+_MOST_GROUPS = 8  # that are convolved one by one
 _SLICE_BYTES = 1 << 19  # part of a batch whose weight gradient is taken at once
 
 
@@ -73,8 +78,12 @@ def conv(
     if impl not in ("auto", "lax"):
         raise ValueError(f'impl={impl!r} is unknown. Fix: use "auto" or "lax".')
     kh, kw, c, o = kernel.shape
-    if impl == "lax" or jax.default_backend() != "cpu" or groups > 1:
+    if impl == "lax" or jax.default_backend() != "cpu" or groups > _MOST_GROUPS:
         out = _lax_conv(x, kernel, strides, padding, groups)
+    elif groups > 1:
+        split = functools.partial(jnp.split, indices_or_sections=groups, axis=-1)
+        each = functools.partial(conv, strides=strides, padding=padding)
+        out = jnp.concatenate([*map(each, split(x), split(kernel))], axis=-1)
     elif (kh, kw) == (1, 1) and padding == ((0, 0), (0, 0)):
         out = _product(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
     elif strides == (1, 1) and o <= BLOCK_OUTPUTS and c * o <= _BLOCK_LIMIT * kh * kw:
@@ -123,9 +132,8 @@ def _general_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Paddi
         return _winograd_conv(x, kernel, padding, size)
     if h_out <= _SMALL_MAP:
         return _patches_conv(x, kernel, strides, padding)
-    if jax.device_count() > 1:  # slices of a batch that is spread over devices would move it
-        return _lax_conv(x, kernel, strides, padding)
-    return _sliced_conv(x, kernel, strides, padding)
+    size = _at_once(_SLICE_BYTES // (x[0].size * x.dtype.itemsize), x.shape[0])
+    return _sliced_conv(x, kernel, strides, padding, size)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))  # traced once for all layers of a shape
@@ -262,18 +270,25 @@ def _patches_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Paddi
     return jnp.concatenate(shifted, axis=-1) @ kernel.reshape(kh * kw * c, o)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _sliced_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """XLA's convolution, whose derivative by the kernel is a sum over slices of the batch."""
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _sliced_conv(
+    x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, size: int
+) -> jax.Array:
+    """XLA's convolution, whose derivative by the kernel is a sum over slices of `size` images."""
     return _lax_conv(x, kernel, strides, padding)
 
 
 @_sliced_conv.defjvp
-def _sliced_conv_jvp(strides: Pair, padding: Padding, primals: Any, tangents: Any) -> Any:
+def _sliced_conv_jvp(
+    strides: Pair, padding: Padding, size: int, primals: Any, tangents: Any
+) -> Any:
+    # Layouts such that what reverse mode makes of these two, by exchanging what is read and what is
+    # written, reads NHWC and HWIO and writes NHWC.
     (x, kernel), (dx, dkernel) = primals, tangents
+    conv = functools.partial(lax.conv_general_dilated, window_strides=strides, padding=padding)
+    by_x = conv(dx, kernel.swapaxes(2, 3), dimension_numbers=("NHWC", "HWOI", "NHWC"))
+    dkernel = dkernel.transpose(2, 0, 1, 3)
+    slices = (x[i : i + size].transpose(3, 1, 2, 0) for i in range(0, x.shape[0], size))
+    by_kernel = [conv(s, dkernel, dimension_numbers=("CHWN", "IHWO", "HWNC")) for s in slices]
     out = _lax_conv(x, kernel, strides, padding)
-    size = max(1, _SLICE_BYTES // (x[0].size * x.dtype.itemsize))
-    slices = [
-        _lax_conv(x[i : i + size], dkernel, strides, padding) for i in range(0, x.shape[0], size)
-    ]
-    return out, _lax_conv(dx, kernel, strides, padding) + jnp.concatenate(slices)
+    return out, by_x + jnp.concatenate(by_kernel, axis=2).transpose(2, 0, 1, 3)

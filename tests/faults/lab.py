@@ -255,10 +255,10 @@ def at_step(step: int, action: Callable[[], object]) -> None:
     for kind in (ResidentLoader, StreamLoader):
         plain = kind.train
 
-        def train(self, at, count=1, plain=plain):
-            if at >= step:
+        def train(self, at, count=1, room=0, plain=plain):
+            if at + count > step:
                 action()
-            return plain(self, at, count)
+            return plain(self, at, count, room)
 
         kind.train = train
 
