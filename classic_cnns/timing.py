@@ -14,7 +14,7 @@ DISPATCH_SECONDS = 0.5
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
-def dispatch_sizes(asked: int, *, resident: bool, impl: str) -> tuple[int, int]:
+def dispatch_sizes(asked: int, resident: bool, impl: str) -> tuple[int, int]:
     """The most steps in one call of the device, and the room for steps of a program that takes any
     number of them, or 0.
 

@@ -151,8 +151,8 @@ def _train(
         numbers = replicate(numbers_from(config, notes.rate_scale), mesh)
 
         loaders = config_lib.loaders_from(config, dataset, mesh)
-        kind = {"resident": isinstance(loaders["train"], ResidentLoader), "impl": model.impl}
-        most, room = dispatch_sizes(config.steps_per_dispatch, **kind)
+        resident = isinstance(loaders["train"], ResidentLoader)
+        most, room = dispatch_sizes(config.steps_per_dispatch, resident, model.impl)
 
         @functools.partial(JitStep, loops=room > 0)
         def train(*tree: Any, numbers: Numbers) -> Any:
