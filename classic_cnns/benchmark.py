@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from classic_cnns.data import Split
+from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.fit_batch import peak_bytes
 from classic_cnns.models import create_model
 from classic_cnns.models.macs import count_macs
-from classic_cnns.sharding import create_mesh
-from classic_cnns.steps import JitStep, eval_step, train_step
-from classic_cnns.train_state import TrainState, create_train_state
+from classic_cnns.sharding import create_mesh, replicate
+from classic_cnns.steps import JitStep, Progress, eval_step, train_on, train_step
+from classic_cnns.timing import DISPATCH_SECONDS, dispatch_sizes
+from classic_cnns.train_state import create_train_state
 
 CHANNEL: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 
@@ -28,54 +31,60 @@ def measure(
 ) -> dict[str, Any]:
     """Training and evaluation of a network with 1000 classes (10 below 64 px) on one device.
 
-    The step is the one of a training, normalisation included, with SGD and momentum.
+    Steps are those of a training on images in memory, normalisation and metrics included, with SGD
+    and momentum, as many in one call of the device as there.
 
     Args:
         name: of the network.
         image_size: side in pixels.
         batch_size: images.
         dtype: of the computation.
-        seconds: that each of the two is timed, at least five steps.
+        seconds: that each of the two is timed, at least five calls.
 
     Returns:
-        "train" and "eval" {"images_per_sec" (the median), "min", "max", "n", "gmacs_per_sec"},
-        "first_step" and "first_eval" (seconds, compiling or loading included), "step_bytes" (by the
-        compiler's account), "parameters", "gmacs" (of one image, forward). Training counts as three
-        times forward.
+        "train" and "eval" {"images_per_sec" (the median), "min", "max", "n" (calls),
+        "gmacs_per_sec"}, "steps_per_call" (of training), "first_step" and "first_eval" (seconds,
+        compiling or loading included), "step_bytes" (by the compiler's account), "parameters",
+        "gmacs" (of one image, forward). Training counts as three times forward.
     """
     model: Any = create_model(name, 10 if image_size < 64 else 1000, dtype=dtype)
     shape = (image_size, image_size, 3)
     tx = optax.sgd(1e-3, momentum=0.9)
-    state = create_train_state(model, tx, shape, seed=0, mesh=create_mesh(1))
-    rng = np.random.default_rng(0)
-    batch = {
-        "image": jnp.asarray(rng.integers(0, 256, (batch_size, *shape), np.uint8)),
-        "label": jnp.zeros(batch_size, jnp.int32),
-        "mask": jnp.ones(batch_size, jnp.float32),
-    }
+    mesh = create_mesh(1)
+    state = create_train_state(model, tx, shape, seed=0, mesh=mesh)
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, *shape), np.uint8)
+    split = Split(images, np.zeros(batch_size, np.int32))
+    loader = ResidentLoader(split, batch_size, seed=0, mesh=mesh)
+    batch = jax.tree.map(jnp.asarray, {"image": split.images, "label": split.labels})
+    batch["mask"] = jnp.ones(batch_size, jnp.float32)
     gmacs = count_macs(model, shape) / 1e9
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     infer = jax.jit(functools.partial(eval_step, model=model, **CHANNEL))
-
-    def step(state: TrainState, batch: Any) -> TrainState:
-        return train_step(state, batch, model=model, tx=tx, **CHANNEL)[0]
 
     start = time.perf_counter()
     jax.block_until_ready(infer(state, batch))
     first_eval = time.perf_counter() - start
     evaluated = _speed(lambda: infer(state, batch), batch_size, gmacs, seconds)
     start = time.perf_counter()
-    jit = JitStep(step)
-    compiled = jit.lower(state, batch).compile()
-    holder = [compiled(*jit.split(state), batch)]
-    jax.block_until_ready(holder)
-    first_step = time.perf_counter() - start
+    most, room = dispatch_sizes(0, True, model.impl)
+    step = functools.partial(train_step, model=model, tx=tx, **CHANNEL)
+    jit = JitStep(functools.partial(train_on, step=step), loops=room > 0)
+    tree, count = [state, replicate(Progress.empty(), mesh)], 1 if room else most
+    compiled = jit.lower(*tree, loader.data, loader.train(0, count, room)).compile()
 
     def train() -> Any:
-        holder[0] = compiled(*jit.split(holder[0]), batch)
-        return holder[0]
+        item = loader.train(0, count, room)
+        tree[:] = compiled(*jit.split(tree[0]), tree[1], loader.data, item)
+        return tree
 
-    trained = _speed(train, batch_size, 3 * gmacs, seconds)
+    jax.block_until_ready(train())
+    first_step = time.perf_counter() - start
+    if room:
+        start = time.perf_counter()
+        jax.block_until_ready(train())
+        fitting = min(DISPATCH_SECONDS, seconds / 5) / (time.perf_counter() - start)
+        count = min(most, max(1, int(fitting)))
+    trained = _speed(train, batch_size * count, 3 * gmacs, seconds)
     return {
         "model": name,
         "image_size": image_size,
@@ -85,6 +94,7 @@ def measure(
         "gmacs": gmacs,
         "train": trained,
         "eval": evaluated,
+        "steps_per_call": count,
         "first_step": first_step,
         "first_eval": first_eval,
         "step_bytes": peak_bytes(compiled),

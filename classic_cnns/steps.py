@@ -107,7 +107,9 @@ def train_step(
     scale = precision.loss_scale(state.opt_state)
     gradient = precision.value_and_grad(loss_fn, scale)
     if accumulate_steps > 1:
-        gradient = functools.partial(_accumulated, gradient, accumulate_steps)
+        # XLA's own convolutions are slow in loops on CPU.
+        unroll = jax.default_backend() == "cpu" and getattr(model, "impl", "lax") == "lax"
+        gradient = functools.partial(_accumulated, gradient, accumulate_steps, unroll)
     targets = {name: value for name, value in batch.items() if name != "image"}
     rest = state.batch_stats, images, targets, dropout_key
     (total, (losses, logits, batch_stats)), grads = gradient(state.params, *rest)
@@ -132,33 +134,31 @@ def train_step(
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     out = {"loss": losses, "logits": logits, "labels": batch["label"], "grad_norm": grad_norm}
     if scale is not None:  # at scale 1 there is nothing left to try
-        skipped = ~finite & (scale > 1)
+        out["skipped"] = skipped = ~finite & (scale > 1)
         old = dataclasses.replace(state, step=new.step, opt_state=new.opt_state)
         new = jax.tree.map(lambda a, b: jnp.where(skipped, a, b), old, new)
         finite |= skipped
-        out["skipped"] = skipped
     if "label2" in batch:
         out |= {"labels2": batch["label2"], "share2": batch["share2"]}
     return new, {**out, "finite": finite}
 
 
-def _accumulated(gradient: Callable[..., Any], parts: int, params: Any, *rest: Any) -> Any:
-    """What `gradient` gives for a whole batch, computed in parts, one after the other."""
+def _accumulated(gradient: Any, parts: int, unroll: bool, params: Any, *rest: Any) -> Any:
+    """What `gradient` gives for a whole batch, in a loop over parts, which reuses its memory."""
     batch_stats, images, targets, key = rest
-    total, grads, outputs = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), []
-    for i in range(parts):
-        # Rows i, i + parts, …: as many from each device.
-        part = jax.tree.map(
-            lambda a, i=i: a.reshape(-1, parts, *a.shape[1:])[:, i], (images, targets)
-        )
-        # The barrier keeps XLA from holding the activations of several parts at once.
-        params, grads = jax.lax.optimization_barrier((params, grads))
-        (value, (losses, logits, batch_stats)), more = gradient(
-            params, batch_stats, *part, jax.random.fold_in(key, i)
-        )
-        total, grads = total + value, jax.tree.map(jnp.add, grads, more)
-        outputs.append((losses, logits))
-    losses, logits = jax.tree.map(lambda *a: jnp.stack(a, 1).reshape(-1, *a[0].shape[1:]), *outputs)
+
+    def one(carry: Any, part: Any) -> Any:
+        (total, grads, batch_stats), (i, *part) = carry, part
+        key_i = jax.random.fold_in(key, i)
+        (value, (losses, logits, batch_stats)), more = gradient(params, batch_stats, *part, key_i)
+        return (total + value, jax.tree.map(jnp.add, grads, more), batch_stats), (losses, logits)
+
+    # Rows i, i + parts, …: as many from each device.
+    rows = jax.tree.map(lambda a: a.reshape(-1, parts, *a.shape[1:]), (images, targets))
+    each = jnp.arange(parts), *jax.tree.map(lambda a: a.swapaxes(0, 1), rows)
+    start = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params), batch_stats
+    (total, grads, batch_stats), outputs = jax.lax.scan(one, start, each, unroll=unroll)
+    losses, logits = jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(-1, *a.shape[2:]), outputs)
     return (total / parts, (losses, logits, batch_stats)), jax.tree.map(lambda g: g / parts, grads)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 PARTS = ("useful", "lost", "save", "data_wait", "compile", "eval", "other")
-DISPATCH_SECONDS = 0.5
+DISPATCH_SECONDS = 2.0
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -145,7 +145,7 @@ class Clock:
 
     def steps(self, left: int, most: int, room: int) -> int:
         """Steps of the next dispatch, of `left` until something else is to be done. A program with
-        `room` takes as many as lately took half a second, so that signals are heard; others take
+        `room` takes as many as lately took two seconds, so that signals are heard; others take
         `most` or one.
         """
         if not room:

@@ -233,7 +233,7 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     # Checkpoints between validations.
     config.checkpoint_every_epochs = 1.0
     config.checkpoint_every_steps = 0
-    # The most steps in one call of the device; 0 = 16. On CPU as many as take half a second.
+    # The most steps in one call of the device; 0 = 16. On CPU as many as take two seconds.
     # Streamed images are trained on step by step.
     config.steps_per_dispatch = 0
     # After a loss or gradient that is not finite: "stop", or "rollback" to the newest checkpoint

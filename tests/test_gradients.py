@@ -1,6 +1,7 @@
 """Batches computed in parts, and gradients taken uphill, against plain ones."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from classic_cnns import create_model
 from classic_cnns.data.augment import create_augment
 from classic_cnns.errors import ConfigError
 from classic_cnns.losses import cross_entropy
@@ -29,6 +31,7 @@ TX = optax.sgd(0.1, momentum=0.9)
 
 class Network(nn.Module):
     norm: bool = False
+    impl: str = "auto"
 
     @nn.compact
     def __call__(self, x, *, train=False):
@@ -37,8 +40,8 @@ class Network(nn.Module):
         return nn.Dense(5, name="head")(nn.relu(x))
 
 
-def steps(count=2, devices=1, norm=False, **settings):
-    model, mesh = Network(norm), create_mesh(devices)
+def steps(count=2, devices=1, norm=False, impl="auto", **settings):
+    model, mesh = Network(norm, impl), create_mesh(devices)
     state = create_train_state(model, TX, (4, 4, 3), seed=0, mesh=mesh)
     one = functools.partial(
         train_step, model=model, tx=TX, mean=(0.5,) * 3, std=(0.5,) * 3, **settings
@@ -49,13 +52,33 @@ def steps(count=2, devices=1, norm=False, **settings):
     return jax.device_get((state, out))
 
 
-@pytest.mark.parametrize("devices", [1, 8])
-def test_parts_give_the_update_of_the_whole(devices):
+@pytest.mark.parametrize(("devices", "impl"), [(1, "auto"), (8, "auto"), (8, "lax")])
+def test_parts_give_the_update_of_the_whole(devices, impl):
     augment = create_augment(mixup_alpha=0.5, flip="random")
     whole = steps(augment=augment)
-    parts = steps(augment=augment, devices=devices, accumulate_steps=4)
+    parts = steps(augment=augment, devices=devices, impl=impl, accumulate_steps=4)
     for a, b in zip(*map(jax.tree.leaves, (whole, parts)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("impl", ["auto", "lax"])
+def test_parts_are_computed_in_the_memory_of_one(impl):
+    def memory(parts):
+        model, mesh = create_model("lenet5", 10, impl=impl), create_mesh(1)
+        state = create_train_state(model, TX, (32, 32, 3), seed=0, mesh=mesh)
+        one = functools.partial(train_step, model=model, tx=TX, mean=(0.5,) * 3, std=(0.5,) * 3)
+        images = jax.ShapeDtypeStruct((256, 32, 32, 3), jnp.uint8)
+        batch = {"image": images, "label": jax.ShapeDtypeStruct((256,), jnp.int32)}
+        step = jax.jit(functools.partial(one, accumulate_steps=parts))
+        compiled = step.lower(state, batch).compile()
+        loops = len(re.findall(" while\\(", compiled.as_text()))
+        return compiled.memory_analysis().temp_size_in_bytes, loops
+
+    (whole, before), (parts, loops) = memory(1), memory(4)
+    if impl == "lax" and jax.default_backend() == "cpu":  # where a loop would take XLA's slow form
+        assert loops == before
+    else:
+        assert parts < whole / 2
 
 
 def test_batchnorm_sees_each_part_and_moves_with_each():
