@@ -55,8 +55,9 @@ def test_benchmark(tmp_path, capsys):
     for key, factor in (("train", 3), ("eval", 1)):
         speed = row[key]
         assert speed["n"] >= 5
-        images = speed["n"] * 8 * (row["steps_per_call"] if key == "train" else 1)
-        assert 0.25 < images / speed["images_per_sec"] < 2.5  # about the time it took
+        images = 8 * (row["steps_per_call"] if key == "train" else 1)  # a call
+        assert speed["n"] * images / speed["min"] >= 0.5
+        assert speed["n"] == 5 or (speed["n"] - 1) * images / speed["max"] < 0.5
         assert speed["min"] <= speed["images_per_sec"] <= speed["max"]
         expected = factor * row["gmacs"] * speed["images_per_sec"]
         assert speed["gmacs_per_sec"] == pytest.approx(expected)
