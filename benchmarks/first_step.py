@@ -2,8 +2,9 @@
 
     python benchmarks/first_step.py [PATTERN]
 
-Tracing, compiling and one step, cold (nothing compiled before) and warm (by the cache on disk that
-main.py uses), with large pages as there. Each in a process of its own, one run each.
+Tracing, compiling and one step of the program of main.py, images in memory, cold (nothing compiled
+before) and warm (by the cache on disk that main.py uses), with large pages as there. Each in a
+process of its own, one run each.
 """
 
 import functools
@@ -14,30 +15,37 @@ import tempfile
 import time
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 from classic_cnns import create_model, list_models
 from classic_cnns.compile_cache import collect_seldom, keep_compiled
+from classic_cnns.data import Split
+from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.large_pages import restart_with_large_pages
-from classic_cnns.sharding import create_mesh
-from classic_cnns.steps import train_step
+from classic_cnns.sharding import create_mesh, replicate
+from classic_cnns.steps import JitStep, Progress, train_on, train_step
+from classic_cnns.timing import dispatch_sizes
 from classic_cnns.train_state import create_train_state
 
 
 def first_step(name):
     """Seconds of tracing, of compiling or loading, and of the step."""
-    batch = {"image": jnp.zeros((32, 32, 32, 3), jnp.uint8), "label": jnp.zeros(32, jnp.int32)}
-    model, tx = create_model(name, 10), optax.sgd(0.1, momentum=0.9)
-    state = create_train_state(model, tx, (32, 32, 3), seed=0, mesh=create_mesh(1))
-    jax.block_until_ready(state)
+    split = Split(np.zeros((32, 32, 32, 3), np.uint8), np.zeros(32, np.int32))
+    model, tx, mesh = create_model(name, 10), optax.sgd(0.1, momentum=0.9), create_mesh(1)
+    state = create_train_state(model, tx, (32, 32, 3), seed=0, mesh=mesh)
+    loader = ResidentLoader(split, 32, seed=0, mesh=mesh)
+    room = dispatch_sizes(0, True, model.impl)[1]
+    args = replicate(Progress.empty(), mesh), loader.data, loader.train(0, 1, room)
+    jax.block_until_ready((state, args))
     step = functools.partial(train_step, model=model, tx=tx, mean=(0.5,) * 3, std=(0.25,) * 3)
+    train = JitStep(functools.partial(train_on, step=step), loops=room > 0)
     start = time.perf_counter()
-    lowered = jax.jit(step).lower(state, batch)
+    lowered = train.lower(state, *args)
     traced = time.perf_counter()
     compiled = lowered.compile()
     ready = time.perf_counter()
-    jax.block_until_ready(compiled(state, batch))
+    jax.block_until_ready(compiled(*train.split(state), *args))
     done = time.perf_counter()
     return traced - start, ready - traced, done - ready
 
