@@ -7,7 +7,6 @@ before) and warm (by the cache on disk that main.py uses), with large pages as t
 process of its own, one run each.
 """
 
-import functools
 import json
 import subprocess
 import sys
@@ -15,37 +14,24 @@ import tempfile
 import time
 
 import jax
-import numpy as np
-import optax
 
 from classic_cnns import create_model, list_models
+from classic_cnns.benchmark import training
 from classic_cnns.compile_cache import collect_seldom, keep_compiled
-from classic_cnns.data import Split
-from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.large_pages import restart_with_large_pages
-from classic_cnns.sharding import create_mesh, replicate
-from classic_cnns.steps import JitStep, Progress, train_on, train_step
-from classic_cnns.timing import dispatch_sizes
-from classic_cnns.train_state import create_train_state
 
 
 def first_step(name):
     """Seconds of tracing, of compiling or loading, and of the step."""
-    split = Split(np.zeros((32, 32, 32, 3), np.uint8), np.zeros(32, np.int32))
-    model, tx, mesh = create_model(name, 10), optax.sgd(0.1, momentum=0.9), create_mesh(1)
-    state = create_train_state(model, tx, (32, 32, 3), seed=0, mesh=mesh)
-    loader = ResidentLoader(split, 32, seed=0, mesh=mesh)
-    room = dispatch_sizes(0, True, model.impl)[1]
-    args = replicate(Progress.empty(), mesh), loader.data, loader.train(0, 1, room)
-    jax.block_until_ready((state, args))
-    step = functools.partial(train_step, model=model, tx=tx, mean=(0.5,) * 3, std=(0.25,) * 3)
-    train = JitStep(functools.partial(train_on, step=step), loops=room > 0)
+    train, tree, loader, _, room = training(create_model(name, 10), 32, 32)
+    args = *tree, loader.data, loader.train(0, 1, room)
+    jax.block_until_ready(args)
     start = time.perf_counter()
-    lowered = train.lower(state, *args)
+    lowered = train.lower(*args)
     traced = time.perf_counter()
     compiled = lowered.compile()
     ready = time.perf_counter()
-    jax.block_until_ready(compiled(*train.split(state), *args))
+    jax.block_until_ready(compiled(*train.split(args[0]), *args[1:]))
     done = time.perf_counter()
     return traced - start, ready - traced, done - ready
 

@@ -26,6 +26,26 @@ from classic_cnns.train_state import create_train_state
 CHANNEL: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.25,) * 3}
 
 
+def training(
+    model: Any, image_size: int, batch_size: int
+) -> tuple[JitStep, list[Any], ResidentLoader, int, int]:
+    """What a training on images in memory compiles: here a batch of noise, SGD, momentum.
+
+    Returns:
+        The step, its first two arguments [state, progress], the loader that gives the others (its
+        `data` and items), and the sizes of `timing.dispatch_sizes`.
+    """
+    mesh, tx, shape = create_mesh(1), optax.sgd(1e-3, momentum=0.9), (image_size, image_size, 3)
+    images = np.random.default_rng(0).integers(0, 256, (batch_size, *shape), np.uint8)
+    split = Split(images, np.zeros(batch_size, np.int32))
+    state = create_train_state(model, tx, shape, seed=0, mesh=mesh)
+    most, room = dispatch_sizes(0, True, model.impl)
+    step = functools.partial(train_step, model=model, tx=tx, **CHANNEL)
+    jit = JitStep(functools.partial(train_on, step=step), loops=room > 0)
+    loader = ResidentLoader(split, batch_size, seed=0, mesh=mesh)
+    return jit, [state, replicate(Progress.empty(), mesh)], loader, most, room
+
+
 def measure(
     name: str, *, image_size: int, batch_size: int, dtype: Any, seconds: float = 3.0
 ) -> dict[str, Any]:
@@ -48,16 +68,9 @@ def measure(
         "gmacs" (of one image, forward). Training counts as three times forward.
     """
     model: Any = create_model(name, 10 if image_size < 64 else 1000, dtype=dtype)
-    shape = (image_size, image_size, 3)
-    tx = optax.sgd(1e-3, momentum=0.9)
-    mesh = create_mesh(1)
-    state = create_train_state(model, tx, shape, seed=0, mesh=mesh)
-    images = np.random.default_rng(0).integers(0, 256, (batch_size, *shape), np.uint8)
-    split = Split(images, np.zeros(batch_size, np.int32))
-    loader = ResidentLoader(split, batch_size, seed=0, mesh=mesh)
-    batch = jax.tree.map(jnp.asarray, {"image": split.images, "label": split.labels})
-    batch["mask"] = jnp.ones(batch_size, jnp.float32)
-    gmacs = count_macs(model, shape) / 1e9
+    jit, tree, loader, most, room = training(model, image_size, batch_size)
+    state, batch = tree[0], {**loader.data, "mask": jnp.ones(batch_size, jnp.float32)}
+    gmacs = count_macs(model, (image_size, image_size, 3)) / 1e9
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     infer = jax.jit(functools.partial(eval_step, model=model, **CHANNEL))
 
@@ -66,10 +79,7 @@ def measure(
     first_eval = time.perf_counter() - start
     evaluated = _speed(lambda: infer(state, batch), batch_size, gmacs, seconds)
     start = time.perf_counter()
-    most, room = dispatch_sizes(0, True, model.impl)
-    step = functools.partial(train_step, model=model, tx=tx, **CHANNEL)
-    jit = JitStep(functools.partial(train_on, step=step), loops=room > 0)
-    tree, count = [state, replicate(Progress.empty(), mesh)], 1 if room else most
+    count = 1 if room else most
     compiled = jit.lower(*tree, loader.data, loader.train(0, count, room)).compile()
 
     def train() -> Any:

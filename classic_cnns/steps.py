@@ -21,6 +21,7 @@ from classic_cnns import optimizers, precision
 from classic_cnns.data.augment import Augment, Batch, apart, normalize
 from classic_cnns.losses import Loss, cross_entropy, mixed
 from classic_cnns.metrics import EvalMetrics, TrainMetrics
+from classic_cnns.models.lowering import slow_in_loops
 from classic_cnns.train_state import TrainState
 
 
@@ -107,8 +108,7 @@ def train_step(
     scale = precision.loss_scale(state.opt_state)
     gradient = precision.value_and_grad(loss_fn, scale)
     if accumulate_steps > 1:
-        # XLA's own convolutions are slow in loops on CPU.
-        unroll = jax.default_backend() == "cpu" and getattr(model, "impl", "lax") == "lax"
+        unroll = slow_in_loops(getattr(model, "impl", "lax"))
         gradient = functools.partial(_accumulated, gradient, accumulate_steps, unroll)
     targets = {name: value for name, value in batch.items() if name != "image"}
     rest = state.batch_stats, images, targets, dropout_key

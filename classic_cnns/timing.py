@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from classic_cnns.models.lowering import slow_in_loops
+
 PARTS = ("useful", "lost", "save", "data_wait", "compile", "eval", "other")
 DISPATCH_SECONDS = 2.0
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -21,15 +23,14 @@ def dispatch_sizes(asked: int, resident: bool, impl: str) -> tuple[int, int]:
     Args:
         asked: `config.steps_per_dispatch`.
         resident: whether the images live on the device; streamed ones are trained on step by step.
-        impl: of the network's convolutions; XLA's own are slow in loops on CPU.
+        impl: of the network's convolutions.
     """
-    cpu = jax.default_backend() == "cpu"
-    if not resident or (cpu and impl == "lax"):
+    if not resident or slow_in_loops(impl):
         return 1, 0
     most = asked or 16
     # A loop of a length that the compiler knows is faster on a GPU, and processes that each go by
     # their own clock would not agree on a length.
-    return most, most if cpu and jax.process_count() == 1 else 0
+    return most, most if jax.default_backend() == "cpu" and jax.process_count() == 1 else 0
 
 
 class Stopwatch:

@@ -93,6 +93,11 @@ def conv(
     return out if bias is None else out + bias[None, None, None]
 
 
+def slow_in_loops(impl: str) -> bool:
+    """Whether convolutions of this `impl` are slow in loops here: XLA's own on CPU are."""
+    return impl == "lax" and jax.default_backend() == "cpu"
+
+
 @jax.custom_jvp
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ kernel
