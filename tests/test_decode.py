@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import io
+import struct
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from classic_cnns.data import decode
 from classic_cnns.data.decode import read_file
@@ -65,6 +66,42 @@ def test_every_orientation_is_turned_upright(turn, monkeypatch):
     fast = decode_image(data, 30, 40)
     pillow_only(monkeypatch)
     np.testing.assert_array_equal(decode_image(data, 30, 40), fast)
+
+
+@pytest.mark.parametrize("kind", ["tiff", "damaged jpeg", "gray of a colour jpeg"])
+@pytest.mark.parametrize("turn", [1, 3, 6, 8])
+def test_an_image_that_is_turned_is_cropped_where_it_should_be(kind, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    buffer = io.BytesIO()
+    photo().save(buffer, "TIFF" if kind == "tiff" else "JPEG", exif=exif)
+    data = buffer.getvalue()
+    if kind == "damaged jpeg":
+        data = data[:-20] + data[-2:]  # simplejpeg refuses it, Pillow does not
+    channels = 1 if kind.startswith("gray") else 3
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert(
+        "L" if channels == 1 else "RGB"
+    )
+    image = decode.ImageFile(data)
+    assert (image.width, image.height) == upright.size
+    corner = np.asarray(upright.crop((0, 0, 100, 60))).reshape(60, 100, channels)
+    pixels = image.pixels(channels, 1)
+    got = decode.resize(pixels, 60, 100, box=image.inside((0, 0, 100, 60), pixels))
+    assert np.abs(got.astype(int) - corner).max() <= 2
+    draws = np.random.default_rng(0).random(DRAWS).tolist()
+    assert random_resized_crop(data, 40, draws, channels=channels).shape == (40, 40, channels)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", [(2, 2, b"6\0\0\0"), (7, 1, b"\6\0\0\0"), (3, 1, b"\x09\0\0\0")])
+def test_an_orientation_that_is_no_number_from_1_to_8_says_nothing(format, kind):
+    number, count, value = kind  # ASCII, undefined, and a short that is 9
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHI", 8, 1, 0x112, number, count) + value + bytes(4)
+    plain, odd = io.BytesIO(), io.BytesIO()
+    photo().save(plain, format)
+    photo().save(odd, format, exif=exif)
+    expected = decode_image(plain.getvalue(), 30, 40)
+    np.testing.assert_array_equal(decode_image(odd.getvalue(), 30, 40), expected)
 
 
 def test_squash_crop_and_letterbox():

@@ -20,10 +20,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import simplejpeg
 from PIL import Image, _imaging
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 80_000_000
@@ -41,7 +43,7 @@ class ImageFile:
 
     height: int
     width: int
-    image: Image.Image
+    image: Any  # of Pillow
     gray = False
 
     def __init__(self, source: bytes | str | Path) -> None:
@@ -69,24 +71,29 @@ class ImageFile:
         self.gray = space == "Gray"
         self.fast = space in ("YCbCr", "Gray")
         if self.fast and _has_exif(self.data):
-            with Image.open(io.BytesIO(self.data), formats=FORMATS) as image:
-                self.turn = image.getexif().get(0x0112, 1)
+            with self._open() as image:
+                self.turn = _orientation(image.getexif())
 
     def _pillow_header(self) -> None:
-        # Of Pillow alone and for good: to restore the filters is not safe between threads.
-        warnings.filterwarnings("ignore", module="PIL")
-        _silence()
-        image = Image.open(io.BytesIO(self.data), formats=FORMATS)
+        image = self._open()
         self.height, self.width = image.height, image.width
+        if image.format == "TIFF":  # of the pixels as they are stored: Pillow turns its own size
+            self.height, self.width = image.tag_v2[IMAGELENGTH], image.tag_v2[IMAGEWIDTH]
         if image.format == "PNG" and not LATE.search(self.data, self.data.find(b"IDAT") + 4):
             exif = Image.Image.getexif(image)  # that of PNG decodes the image to look behind it
         else:
             exif = image.getexif()
-        self.turn = exif.get(0x0112, 1)
+        self.turn = _orientation(exif)
         self.image = image
 
+    def _open(self) -> Any:
+        # Of Pillow alone and for good: to restore the filters is not safe between threads.
+        warnings.filterwarnings("ignore", module="PIL")
+        _silence()
+        return Image.open(io.BytesIO(self.data), formats=FORMATS)
+
     def divisor(self, height: float, width: float) -> int:
-        """The largest of 1, 2, 4 and 8 that leaves at least twice a size."""
+        """The largest of 1, 2, 4, 8 (fast in libjpeg-turbo) that leaves at least twice a size."""
         return power_of_two(min(self.height / (2 * height), self.width / (2 * width)))
 
     def kind(self) -> tuple[str, str, bool]:
@@ -106,31 +113,22 @@ class ImageFile:
         return box[0] * x, box[1] * y, box[2] * x, box[3] * y
 
     def pixels(self, channels: int, divisor: int) -> np.ndarray:
-        """Upright pixels (H, W, channels) uint8, a JPEG scaled down by 1, 2, 4 or 8.
-
-        Other scales would be slower: only these have vector code in libjpeg-turbo.
-        """
+        """Upright pixels (H, W, channels) uint8, a JPEG scaled down by 1, 2, 4 or 8."""
         with _reasons():
             if self.fast and (channels == 3 or self.gray):
                 sides = (self.width, self.height) if self.turn >= 5 else (self.height, self.width)
-                least = [math.ceil(s / divisor) if divisor > 1 else 0 for s in sides]
-                try:
-                    out = simplejpeg.decode_jpeg(
-                        self.data,
-                        "RGB" if channels == 3 else "GRAY",
-                        min_height=least[0],
-                        min_width=least[1],
-                    )
+                h, w = (math.ceil(s / divisor) if divisor > 1 else 0 for s in sides)
+                space = "RGB" if channels == 3 else "GRAY"
+                with contextlib.suppress(ValueError):  # perhaps Pillow reads it all the same
+                    out = simplejpeg.decode_jpeg(self.data, space, min_height=h, min_width=w)
                     return _upright(out, self.turn)
-                except ValueError:  # perhaps something that Pillow reads all the same
-                    self._pillow_header()
-            elif self.fast:
-                self._pillow_header()
+            if self.fast:
+                self.image = self._open()
             with contextlib.closing(self.image) as image:  # frees its pixels, too
                 if divisor > 1:
                     image.draft("RGB", (image.width // divisor, image.height // divisor))
                 image.load()
-                turn = image.getexif().get(0x0112, 1)  # TIFF is upright by now
+                turn = _orientation(image.getexif())  # TIFF is upright by now
                 out = _to_eight_bits(image, channels)
             return _upright(out, turn)
 
@@ -158,7 +156,7 @@ def read_file(path: str | Path) -> bytes:
         ValueError: larger, empty, or no regular file.
         OSError: cannot be read.
     """
-    # Opening a pipe, as some name may turn out to be, must not wait for what comes out of it.
+    # Opening a pipe must not wait for what comes out of it.
     file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         # What is asked for is laid out in memory first: for MAX_BYTES that takes a tenth of the
@@ -194,6 +192,11 @@ def _has_exif(data: bytes) -> bool:
         fill = data[at + 1 : at + 2] == b"\xff"
         at += 1 if fill else 2 + int.from_bytes(data[at + 2 : at + 4])
     return False
+
+
+def _orientation(exif: Image.Exif) -> int:
+    """1 to 8; what is no such number says nothing, as for Pillow."""
+    return {n: n for n in range(1, 9)}.get(exif.get(0x0112, 1), 1)
 
 
 def _give_back_memory() -> None:
