@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from classic_cnns import precision
+from classic_cnns.averaging import lookahead, schedule_free
 from classic_cnns.data import Dataset, create_dataset
 from classic_cnns.data.augment import Augment, create_augment
 from classic_cnns.data.loaders import Loader, create_loader
@@ -21,7 +22,7 @@ from classic_cnns.errors import ConfigError, nearest
 from classic_cnns.losses import Loss, class_weights, create_loss, logit_adjustment
 from classic_cnns.models import create_model
 from classic_cnns.numbers import Numbers, peak_rate
-from classic_cnns.optimizers import create_optimizer, lookahead, schedule_free
+from classic_cnns.optimizers import create_optimizer
 from classic_cnns.schedules import create_schedule, scale_by_plateau
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -34,7 +35,11 @@ def check(rules: Rules) -> None:
             elif name == "frozen":
                 if not isinstance(value, bool):
                     problems.append(f"{pattern}: frozen is {value!r}, not {SETTINGS[name]}")
-            elif isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            elif (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not (0 <= value < math.inf)
+            ):
                 problems.append(f"{pattern}: {name} is {value!r}, not {SETTINGS[name]}")
     if problems:
         raise ConfigError(f"optimizer.rules: {'; '.join(problems)}. Fix: see classic_cnns/rules.py")

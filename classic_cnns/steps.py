@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from classic_cnns import optimizers, precision
+from classic_cnns import precision
+from classic_cnns.averaging import schedule_free_average
 from classic_cnns.data.augment import Augment, Batch, apart, normalize
 from classic_cnns.losses import Loss, cross_entropy, mixed
 from classic_cnns.metrics import EvalMetrics, TrainMetrics
@@ -53,9 +54,7 @@ def train_step(
     sam_rho: float = 0.0,
     seed: int = 0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Augment, normalise, forward, backward, update.
-
-    Randomness is a function of (seed, state.step).
+    """Augment, normalise, forward, backward, update; random by (seed, state.step) alone.
 
     Args:
         state: current state.
@@ -71,7 +70,7 @@ def train_step(
         frozen: of params, gives True for those without a gradient; see `rules.frozen`.
         ema_decay: share of the averages `state.ema` that is kept at a step, at first at most
             (1 + step) / (10 + step); 0 where the state has none, or where they are those of
-            `optimizers.schedule_free`, with the statistics of the step.
+            `averaging.schedule_free`, with the statistics of the step.
         accumulate_steps: parts that the batch is computed in, one after the other, to save memory.
             The update is that of the whole batch, but BatchNorm sees each part alone, and moves its
             statistics with each; dropout draws other masks.
@@ -129,7 +128,7 @@ def train_step(
         keep = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, now: keep * old + (1 - keep) * now, state.ema, new.variables)
         new = dataclasses.replace(new, ema=ema)
-    elif state.ema and (average := optimizers.schedule_free_average(opt_state, new.params)):
+    elif state.ema and (average := schedule_free_average(opt_state, new.params)):
         new = dataclasses.replace(new, ema={"params": average, "batch_stats": batch_stats})
     finite = jnp.isfinite(total) & jnp.isfinite(grad_norm)
     out = {"loss": losses, "logits": logits, "labels": batch["label"], "grad_norm": grad_norm}

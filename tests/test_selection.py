@@ -9,12 +9,12 @@ import optax
 import pytest
 
 import classic_cnns
+from classic_cnns.averaging import schedule_free_average
 from classic_cnns.config import durations
 from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.errors import ConfigError
 from classic_cnns.logging import read_records
 from classic_cnns.models.layers import BatchNorm
-from classic_cnns.optimizers import schedule_free_average
 from classic_cnns.resume import Notes
 from classic_cnns.schedules import plateau_scale
 from classic_cnns.selection import note
