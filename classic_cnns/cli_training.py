@@ -110,6 +110,10 @@ def _lr_find(args: argparse.Namespace) -> None:
     per = config.optimizer.learning_rate_per
     field = chosen * per / config.batch_size if per else chosen
     print(f"suggestion: --config.optimizer.learning_rate={field:.2g} (peak; see {args.out})")
+    if not found.fell:
+        print(
+            "WARNING    the loss hardly fell, so this says little. Fix: a larger --to, more --steps"
+        )
 
 
 def _outliving(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,7 +153,8 @@ def _sweep(args: argparse.Namespace) -> None:
     from classic_cnns import config as config_lib
     from classic_cnns import sweep
     from classic_cnns.commandline import read_config
-    from classic_cnns.errors import NonFiniteError, printable
+    from classic_cnns.errors import DeviceMemoryError, NonFiniteError, printable
+    from classic_cnns.progress import decoding_bar
     from classic_cnns.train import train_and_evaluate
 
     points, seeds = sweep.parse_grid(args.grid), sweep.parse_seeds(args.seeds)
@@ -163,14 +168,20 @@ def _sweep(args: argparse.Namespace) -> None:
             flat = config_lib.flatten(config)
             summary = sweep.finished(workdir, flat, config_lib.FREE)
             plan.append((point, config, workdir, summary))
+    unfinished = [config for _, config, _, summary in plan if summary is None]
+    if unfinished:
+        dataset = config_lib.dataset_from(unfinished[0], progress=decoding_bar)
+        for config in unfinished:
+            config_lib.check(config, dataset)
+        del dataset
     summaries: dict[sweep.Point, list[Any]] = {point: [] for point in points}
     for number, (point, config, workdir, summary) in enumerate(plan, 1):
         print(f"== {number} of {len(plan)}: {printable(workdir.name)}", flush=True)
         if summary is None:
             try:
                 _, summary = train_and_evaluate(config, workdir)
-            except NonFiniteError as error:
-                print(f"diverged: {printable(str(error))}")
+            except (NonFiniteError, DeviceMemoryError) as error:
+                print(f"failed: {printable(str(error))}")
         summaries[point].append(summary)
     print(printable_lines(sweep.table(points, summaries)))
 
@@ -194,7 +205,7 @@ def _fit_batch(args: argparse.Namespace) -> None:
     tx, _ = optimizer_from(config, task.spans)
     limit, kind = (int(args.gib * 2**30), "--gib") if args.gib > 0 else device_bytes()
     print(f"{limit / 2**30:.2f} GiB: {kind}")
-    best, size = 0, task.mesh.size
+    best, size = 0, task.mesh.size * config.accumulate_steps
     while size <= len(task.dataset.train):
         needed = step_bytes(task, tx, size)
         print(

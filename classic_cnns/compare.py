@@ -15,6 +15,7 @@ from classic_cnns.logging import read_records
 from classic_cnns.saved import SavedCheckpoints
 
 COLUMNS = ("run", "model", "data", "params", "epochs", "best val", "test", "time", "images/s")
+PLAIN, AVERAGED = "eval_accuracy", "ema_eval_accuracy"
 WHERE = ("data.dir", "data.cache", "data.workers")  # differ without changing what is computed
 
 
@@ -26,7 +27,7 @@ def read_run(workdir: Path) -> dict[str, Any]:
 
     Returns:
         {"name", "config" (flat), "records", "row" (one text for each of `COLUMNS`), "note"}; note
-        is "" for a finished run.
+        is "" for a finished run without averages.
 
     Raises:
         WorkdirError: there is no config or no metric to read.
@@ -41,7 +42,9 @@ def read_run(workdir: Path) -> dict[str, Any]:
     result, note = _optional(workdir / "result.json"), ""
     if not result:
         note = f"not finished, at step {records[-1]['step']}"
-    evals = [r["eval_accuracy"] for r in records if "eval_accuracy" in r]
+    evals = {name: [r[name] for r in records if name in r] for name in (PLAIN, AVERAGED)}
+    plain, averaged = (max(values, default=None) for values in evals.values())
+    better = plain is not None and averaged is not None and averaged > plain
     speeds = sorted(r["images_per_sec"] for r in records if "images_per_sec" in r)
     name = printable(workdir.resolve().name)
     row = (
@@ -50,11 +53,13 @@ def read_run(workdir: Path) -> dict[str, Any]:
         str(config.get("data.source", "?")),
         _number(_parameters(workdir), ",d"),
         _number(records[-1].get("epoch"), ".4g"),
-        _number(max(evals, default=None), ".4f"),
-        _number(result.get("test_accuracy"), ".4f"),
+        _number(averaged if better else plain, ".4f"),
+        _number(result.get("ema_test_accuracy" if better else "test_accuracy"), ".4f"),
         _number(result.get("seconds"), ",.0f", " s"),
         _number(speeds[len(speeds) // 2] if speeds else None, ",.0f"),
     )
+    if better:
+        note = "; ".join(filter(None, (note, "accuracies are those of the averaged weights")))
     return {"name": name, "config": config, "records": records, "row": row, "note": note}
 
 

@@ -94,12 +94,13 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         )
         return count if math.isfinite(count) else 0.0
 
+    total = int(steps(config, "", "num") + 1e-6)
     result = Durations(
         epoch=train_size / config.batch_size,
-        total=int(steps(config, "", "num") + 1e-6),
+        total=total,
         warmup=int(steps(config.schedule, "schedule.", "warmup") + 1e-6),
-        eval_every=max(1.0, steps(config, "", "eval_every")),
-        checkpoint_every=max(1.0, steps(config, "", "checkpoint_every")),
+        eval_every=max(1.0, steps(config, "", "eval_every") or total),
+        checkpoint_every=max(1.0, steps(config, "", "checkpoint_every") or total),
     )
     if result.total < 1:
         images = f"{train_size:,} images in batches of {config.batch_size:,}"
@@ -108,7 +109,7 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
         problems.append("log_every_steps is below 1. Fix: 1 or more")
     if config.schedule.patience < 1:
         problems.append(f"schedule.patience is {config.schedule.patience}. Fix: 1 or more")
-    if config.optimizer.sam_rho < 0:
+    if not 0 <= config.optimizer.sam_rho < math.inf:
         problems.append(f"optimizer.sam_rho is {config.optimizer.sam_rho}. Fix: 0 or more")
     if not 0 <= config.ema_decay < 1:
         problems.append(f"ema_decay is {config.ema_decay}. Fix: 0 or more, below 1")
@@ -120,10 +121,12 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
     watched = [m for m in WATCHED if keeps_averages(config) or not m.startswith("ema_")]
     if early.patience and early.metric not in watched:
         problems.append(f'early_stopping.metric "{early.metric}": {nearest(early.metric, watched)}')
-    if early.mode not in ("max", "min"):
-        problems.append(f'early_stopping.mode is "{early.mode}". Fix: "max" or "min"')
+    if early.mode not in ("auto", "max", "min"):
+        problems.append(f'early_stopping.mode is "{early.mode}". Fix: "auto", "max" or "min"')
+    if config.optimizer.schedule_free and config.schedule.name == "plateau":
+        problems.append("schedule.name=plateau falls, schedule_free must not. Fix: constant")
     for field in ("patience", "min_delta"):
-        if early[field] < 0:
+        if not 0 <= early[field] < math.inf:
             problems.append(f"early_stopping.{field} is {early[field]}. Fix: 0 or more")
     if config.steps_per_dispatch < 0:
         problems.append(f"steps_per_dispatch is {config.steps_per_dispatch}. Fix: 0 or more")
@@ -284,6 +287,16 @@ def loss_from(config: ConfigDict, dataset: Dataset) -> Loss:
         class_weights=class_weights(counts) if balance == "class_weights" else None,
         logit_adjustment=logit_adjustment(counts) if balance == "logit_adjustment" else None,
     )
+
+
+def check(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises ConfigError for what the start of a training with these data would refuse."""
+    spans = durations(config, len(dataset.train))
+    optimizer_from(config, spans)
+    augment_from(config, dataset)
+    loss_from(config, dataset)
+    if not config.model.pretrained:  # which may decide fields of the network
+        model_from(config, dataset.num_classes, dataset.image_shape)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

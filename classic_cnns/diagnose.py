@@ -17,6 +17,7 @@ from classic_cnns.data.augment import Augment, Batch, normalize
 from classic_cnns.data.loaders import Loader
 from classic_cnns.losses import mixed
 from classic_cnns.plots import batch_labels, plot_batch, plot_schedule
+from classic_cnns.schedules import plateau_scale
 from classic_cnns.steps import augmented, fetch, step_keys
 from classic_cnns.train_state import TrainState
 
@@ -71,7 +72,7 @@ def explain_non_finite(
         return jax.tree.map(lambda grad: jnp.isfinite(grad).all(), jax.grad(loss_fn)(params))
 
     finite = jax.jit(outputs_finite)(state.params)
-    rate = float(schedule(step))
+    rate = float(schedule(step)) * plateau_scale(state.opt_state)
     where = _first_bad(dict(zip(layers, finite, strict=True)))
     found = f"the output of {where}" if where else None
     if not found:
@@ -79,7 +80,8 @@ def explain_non_finite(
         forward = dict.fromkeys(name.split("/")[0] for name in layers)
         in_order = {name: grads[name] for name in [*forward, *grads] if name in grads}
         where = _first_bad(_in_order(in_order))
-        found = f"the gradient of {where}" if where else "the loss"
+        other = "the gradient uphill (optimizer.sam_rho)" if settings["sam_rho"] else "the loss"
+        found = f"the gradient of {where}" if where else other
     return f"step {step}, learning rate {rate:g}: {found} is the first that is not finite"
 
 

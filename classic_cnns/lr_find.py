@@ -40,6 +40,11 @@ class RangeTest:
         """The smaller of the two, with two digits."""
         return float(f"{min(self.steepest, self.tenth or math.inf):.1e}")
 
+    @property
+    def fell(self) -> bool:
+        """Whether the smoothed loss came down by a twentieth at all."""
+        return bool(self.smooth.min() < 0.95 * self.smooth[0])
+
 
 def rising(low: float, high: float, steps: int) -> optax.Schedule:
     """The rate from `low` at step 0 to `high` at step `steps` − 1, by the same factor each step.

@@ -78,7 +78,6 @@ def with_measurements(
     return row | {
         "accuracy": accuracies(summaries),
         "epochs": epochs,
-        # Of every process that had a part in it, so not "seconds", which is the last one's.
         "seconds": round(statistics.median(sum(s["goodput"].values()) for s in summaries), 1),
         "images_per_sec": training_speed(curves),
         "hardware": hardware,

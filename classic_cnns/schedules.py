@@ -6,6 +6,7 @@ shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,7 +41,8 @@ def create_schedule(
 
     * "constant": the peak. "plateau": the same; `scale_by_plateau` does the rest.
     * "cosine": peak · (f + (1 − f) · (1 + cos πt) / 2). "cosine_restarts": the same anew in every
-      `period` (Loshchilov & Hutter 2017, with periods of equal length).
+      `period` (Loshchilov & Hutter 2017), rounded so that a whole number of equal ones follows the
+      warm-up.
     * "linear": peak · (f + (1 − f) · (1 − t)). "polynomial": with (1 − t)^power.
     * "multistep": times `factor` at each of `milestones`. "step": times `factor` after each
       `period`. "exponential": as "step", but smoothly.
@@ -70,7 +72,7 @@ def create_schedule(
                 f'unknown schedule.name "{name}". Fix: {nearest(name, SCHEDULES)}',
             ),
             (
-                not isinstance(learning_rate, jax.Array) and learning_rate <= 0,
+                not isinstance(learning_rate, jax.Array) and not 0 < learning_rate < math.inf,
                 f"optimizer.learning_rate is {learning_rate}. Fix: a number above 0",
             ),
             (
@@ -79,7 +81,7 @@ def create_schedule(
                 "Fix: a shorter schedule.warmup_epochs",
             ),
             (
-                marks != sorted(marks) or not all(0 < m < 1 for m in marks),
+                not _rising_shares(marks) or (name == "multistep" and not marks),
                 f"schedule.milestones is {tuple(marks)}. Fix: rising shares between 0 and 1",
             ),
             (not 0 < period <= 1, f"schedule.period is {period}. Fix: a share above 0, up to 1"),
@@ -88,7 +90,7 @@ def create_schedule(
                 not 0 <= final_factor <= 1,
                 f"schedule.final_factor is {final_factor}. Fix: 0 to 1",
             ),
-            (power <= 0, f"schedule.power is {power}. Fix: a number above 0"),
+            (not 0 < power < math.inf, f"schedule.power is {power}. Fix: a number above 0"),
         )
         if wrong
     ]
@@ -99,8 +101,8 @@ def create_schedule(
     if name in ("constant", "plateau"):
         main = optax.constant_schedule(learning_rate)
     elif name in ("multistep", "step"):
-        at = [round(m * total_steps) for m in marks] if name == "multistep" else []
-        at = at or list(range(every, total_steps, every))
+        drops = [round(m * total_steps) for m in marks]
+        at = drops if name == "multistep" else range(every, total_steps, every)
         main = _drops(learning_rate, factor, [step - warmup_steps for step in at])
     elif name == "exponential":
         main = optax.exponential_decay(learning_rate, every, factor)
@@ -108,8 +110,8 @@ def create_schedule(
         end, power = final_factor * learning_rate, 1.0 if name == "linear" else power
         main = optax.polynomial_schedule(learning_rate, end, power, rest)
     elif name == "cosine_restarts":
-        one = optax.cosine_decay_schedule(learning_rate, every, final_factor)
-        main = lambda step: one(step % every)  # noqa: E731
+        one, count = optax.cosine_decay_schedule(1.0, rest, final_factor), round(rest / every) or 1
+        main = lambda step: learning_rate * one(step * count % rest)  # noqa: E731
     else:
         main = optax.cosine_decay_schedule(learning_rate, rest, final_factor)
     if not warmup_steps:
@@ -118,6 +120,11 @@ def create_schedule(
     # The first step already moves: step k of the warm-up has (k + 1) / warmup_steps of
     # the peak rate.
     return optax.join_schedules([lambda step: rise(step + 1), main], [warmup_steps])
+
+
+def _rising_shares(marks: list[Any]) -> bool:
+    numbers = all(isinstance(m, (int, float)) and 0 < m < 1 for m in marks)
+    return numbers and marks == sorted(marks)
 
 
 def _drops(peak: float | jax.Array, factor: float, at: list[int]) -> optax.Schedule:

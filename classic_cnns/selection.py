@@ -45,14 +45,16 @@ def note(notes: Notes, record: dict[str, Any], early: Mapping[str, Any]) -> bool
     if record.get("ema_eval_accuracy", -1.0) > notes.best_ema["eval_accuracy"]:
         notes.best_ema = {"step": step, "eval_accuracy": record["ema_eval_accuracy"]}
     if early["patience"]:
-        value = record[early["metric"]] * (1 if early["mode"] == "max" else -1)
+        metric, mode = early["metric"], early["mode"]
+        less = mode == "min" or (mode == "auto" and metric.endswith("loss"))
+        value = -record[metric] if less else record[metric]
         if notes.target is None or value > notes.target + early["min_delta"]:
             notes.target, notes.waited = value, 0
         else:
             notes.waited += 1
         if notes.waited >= early["patience"]:
             notes.ended = (
-                f"{early['metric']} has not improved on {abs(notes.target):.5g} in "
+                f"{metric} has not improved on {abs(notes.target):.5g} in "
                 f"{notes.waited} evaluations"
             )
     return improved

@@ -24,7 +24,7 @@ def parse_grid(texts: Sequence[str]) -> list[Point]:
     axes = []
     for text in texts:
         field, equals, values = text.partition("=")
-        choices = values.split(",")
+        choices = re.split(r",(?![^()\[\]{}]*[)\]}])", values)  # not at commas inside brackets
         if not (field and equals and all(choices)) or len(set(choices)) < len(choices):
             raise ConfigError(
                 f"--grid {text}: not FIELD=VALUE,VALUE,… . Fix: "
@@ -85,8 +85,9 @@ def finished(workdir: Path, config: dict[str, Any], free: Sequence[str]) -> dict
 def table(points: Sequence[Point], summaries: dict[Point, list[dict[str, Any] | None]]) -> str:
     """Mean and sample standard deviation of the validation accuracy of each combination.
 
-    A star marks the best mean, whose test accuracy is below the table; a summary that is None
-    stands for a training that diverged.
+    Of a run that keeps averages of its weights those count where validation prefers them. A star
+    marks the best mean, whose test accuracy is below the table; a summary that is None
+    stands for a training that failed: it diverged, or a step did not fit into memory.
     """
     fields = [field for field, _ in points[0]]
     widths = [max(len(f), *(len(dict(p)[f]) for p in points)) for f in fields]
@@ -94,24 +95,31 @@ def table(points: Sequence[Point], summaries: dict[Point, list[dict[str, Any] | 
     lines, best = [f"{head}  {'best val':>15}  seeds"], None
     for point in points:
         done = [s for s in summaries[point] if s]
-        values = [s["val_accuracy"] for s in done]
+        values = [_counted(s, "val") for s in done]
         whole = len(done) == len(summaries[point])
         if whole and (best is None or statistics.mean(values) > best[0]):
             best = statistics.mean(values), point
     for point in points:
         done = [s for s in summaries[point] if s]
         cells = "  ".join(f"{v:>{w}}" for (_, v), w in zip(point, widths, strict=True))
-        text = mean_and_spread([s["val_accuracy"] for s in done])
+        text = mean_and_spread([_counted(s, "val") for s in done])
         bad = len(summaries[point]) - len(done)
         star = " *" if best and best[1] == point else ""
         lines.append(
-            f"{cells}  {text:>15}  {len(done)}{f', {bad} diverged' if bad else ''}{star}".rstrip()
+            f"{cells}  {text:>15}  {len(done)}{f', {bad} failed' if bad else ''}{star}".rstrip()
         )
     if best:
-        tests = [s["test_accuracy"] for s in summaries[best[1]] if s and "test_accuracy" in s]
+        done = [s for s in summaries[best[1]] if s and "test_accuracy" in s]
+        tests = [_counted(s, "test") for s in done]
         if tests:
             lines.append(f"* test accuracy {mean_and_spread(tests)}")
     return "\n".join(lines)
+
+
+def _counted(summary: dict[str, Any], split: str) -> float:
+    """The accuracy of the weights, or of their averages if they are better in validation."""
+    averaged = summary.get("ema_val_accuracy", -1.0) > summary["val_accuracy"]
+    return summary[f"{'ema_' * averaged}{split}_accuracy"]
 
 
 def mean_and_spread(values: Sequence[float]) -> str:

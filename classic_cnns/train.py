@@ -182,7 +182,7 @@ def _train(
             how = config.optimizer.name, float(schedule(0)), config.watch_gradient
             display.print_all(first_batch(state, first, one_step, *how))
         display.start(step)
-        clock, started = Clock(config.batch_size), time.monotonic()
+        clock = Clock(config.batch_size)
         checkpoints.prepare({"state": state, "progress": progress})
         if step == 0 and config.on_divergence == "rollback":
             tree = {"state": state, "progress": progress}
@@ -289,10 +289,10 @@ def _train(
             stopwatch.to("other")
             if config.weights_txt:
                 rundir.write_weights(workdir / "weights.txt", best_state.variables)
-            summary |= {"seconds": round(time.monotonic() - started, 1), "workdir": str(workdir)}
-            summary["goodput"] = {k: round(v, 3) for k, v in stopwatch.read().items()}
+            summary["goodput"] = parts = {k: round(v, 3) for k, v in stopwatch.read().items()}
+            summary |= {"seconds": round(sum(parts.values()), 1), "workdir": str(workdir)}
             rundir.write_json(result, summary)
-            display.print(summarize(summary["goodput"]))
+            display.print(summarize(parts))
         if copy:
             copy()
         display.print(f"run directory: {workdir} (see {workdir / 'curves.png'})")

@@ -18,8 +18,11 @@ from classic_cnns.train_state import TrainState
 
 # Learning rates of the first step from which a deep network without BatchNorm rarely recovers;
 # AlexNet and VGG were trained with 0.01.
-HIGHEST = {"sgd": 0.02}
-HIGHEST_ADAPTIVE = 2e-3
+HIGHEST = {"sgd": 0.02} | dict.fromkeys(
+    ("adabelief", "adam", "adamax", "adamaxw", "adamw", "amsgrad", "lion", "nadam", "nadamw",
+     "radam", "rmsprop", "yogi"),
+    2e-3,
+)  # fmt: skip
 PLAIN_DEPTH = 8  # kernels; LeNet-5, which has 5, stands more
 
 
@@ -73,7 +76,7 @@ def _stem(model: Any, shape: tuple[int, ...]) -> list[str]:
 
 def _rate(state: TrainState, optimizer: str, rate: float) -> list[str]:
     kernels = sum(jnp.ndim(p) > 1 for p in jax.tree.leaves(state.params))
-    highest = HIGHEST.get(optimizer, HIGHEST_ADAPTIVE)
+    highest = HIGHEST.get(optimizer, math.inf)
     if state.batch_stats or kernels < PLAIN_DEPTH or rate <= highest:
         return []
     return [

@@ -214,9 +214,9 @@ def get_config(dataset: str = "digits") -> ConfigDict:
     # Evaluations in a row without an improvement after which the training ends; 0 = never.
     config.early_stopping.patience = 0
     # What counts (eval_accuracy, eval_loss, ema_eval_accuracy, train_loss, …), whether more or less
-    # of it is better ("max" or "min"), and the least that is an improvement.
+    # of it is better ("max", "min", "auto" = less of a loss), and the least that is an improvement.
     config.early_stopping.metric = "eval_accuracy"
-    config.early_stopping.mode = "max"
+    config.early_stopping.mode = "auto"
     config.early_stopping.min_delta = 0.0
 
     # Validation and test take the mean of the logits of each image and its mirror image.
@@ -227,10 +227,10 @@ def get_config(dataset: str = "digits") -> ConfigDict:
 
     # Steps between two records of the training loss.
     config.log_every_steps = 50
-    # Validation, each time with a checkpoint.
+    # Validation, each time with a checkpoint; 0 in both = at the end alone.
     config.eval_every_epochs = 1.0
     config.eval_every_steps = 0
-    # Checkpoints between validations.
+    # Checkpoints between validations; 0 in both = none.
     config.checkpoint_every_epochs = 1.0
     config.checkpoint_every_steps = 0
     # The most steps in one call of the device; 0 = 16. On CPU as many as take two seconds.

@@ -38,6 +38,18 @@ def test_numbers_and_differences(tmp_path, capsys):
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_averages_that_validation_prefers_count(tmp_path, capsys):
+    a = make_run(tmp_path / "a")
+    records = [json.loads(line) for line in (a / "metrics.jsonl").read_text().splitlines()]
+    records[1]["ema_eval_accuracy"] = 0.8125
+    (a / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = {"test_accuracy": 0.7125, "ema_test_accuracy": 0.8, "seconds": 1.0}
+    (a / "result.json").write_text(json.dumps(result))
+    _, out = run(capsys, a, "--out", tmp_path / "c.png")
+    assert out.out.splitlines()[1].split()[5:7] == ["0.8125", "0.8000"]
+    assert "a: accuracies are those of the averaged weights" in out.out
+
+
 def test_unfinished_and_damaged_runs_are_named(tmp_path, capsys):
     good, going = make_run(tmp_path / "good"), make_run(tmp_path / "going", finished=False)
     bad = make_run(tmp_path / "bad")

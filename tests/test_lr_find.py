@@ -50,6 +50,8 @@ def test_steepest_descent_is_where_the_slope_is():
     smooth = 1 / (1 + np.exp(3 * np.log(rates / 1e-2)))  # steepest at 1e-2
     assert conclude(rates, smooth, smooth, None).suggestion == pytest.approx(1e-2, rel=0.05)
     assert conclude(rates, smooth, smooth, 1e-3).suggestion == 1e-3
+    assert conclude(rates, smooth, smooth, None).fell
+    assert not conclude(rates, smooth, 1 + smooth / 100, None).fell
 
 
 def test_a_dead_network_counts_as_diverged():

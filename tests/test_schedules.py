@@ -38,6 +38,7 @@ def rates(*args, **kwargs):
         ("step", {"period": 0.3}, [1.0] * 3 + [0.1] * 3 + [0.01] * 3 + [0.001] * 2),
         ("multistep", {"milestones": (0.5, 0.8)}, [1.0] * 5 + [0.1] * 3 + [0.01] * 3),
         ("cosine_restarts", {"period": 0.5}, [*COSINE[:10:2], *COSINE[:10:2], 1.0]),
+        ("cosine_restarts", {"period": 0.45}, [*COSINE[:10:2], *COSINE[:10:2], 1.0]),
     ],
 )
 def test_formulas(name, settings, expected):
@@ -64,7 +65,22 @@ def test_shares_count_from_the_start_of_the_training():
     assert cycle[10] < 1e-6
 
 
+def test_the_last_restart_comes_to_an_end():
+    for total, period, warmup in ((101, 0.5, 0), (100, 1 / 3, 0), (100, 0.3, 10), (1000, 1.0, 5)):
+        schedule = create_schedule(
+            "cosine_restarts", 1.0, total, period=period, warmup_steps=warmup
+        )
+        assert float(schedule(total - 1)) < 0.01
+        rising = sum(float(schedule(s + 1)) > float(schedule(s)) for s in range(warmup, total - 1))
+        assert rising == round((total - warmup) / round(period * total)) - 1
+
+
 def test_mistakes_are_named_together():
+    for wrong in ((), ("a", "b"), (0.5, float("nan"))):
+        with pytest.raises(ConfigError, match="milestones is"):
+            create_schedule("multistep", 0.1, 10, milestones=wrong)
+    with pytest.raises(ConfigError, match="learning_rate is nan"):
+        create_schedule("cosine", float("nan"), 10)
     with pytest.raises(ConfigError, match=r'"cosin".*"cosine"'):
         create_schedule("cosin", 0.1, 10)
     with pytest.raises(ConfigError, match=r"takes 11 of 10.*milestones is.*period is 0.*power is"):

@@ -45,6 +45,17 @@ def test_patience_counts_evaluations_without_enough_improvement():
     assert not never.ended
 
 
+@pytest.mark.parametrize(("metric", "better"), [("eval_loss", -0.1), ("eval_accuracy", 0.1)])
+def test_of_a_loss_less_is_better_of_an_accuracy_more(metric, better):
+    for sign in (1, -1):
+        notes = Notes()
+        for step in range(5):
+            value = 0.5 + sign * step * better
+            early = {"patience": 3, "metric": metric, "mode": "auto", "min_delta": 0.0}
+            note(notes, {**record(step), metric: value}, early)
+        assert bool(notes.ended) == (sign == -1)
+
+
 def test_weights_and_averages_have_a_best_each():
     notes = Notes()
     for step, (raw, ema) in enumerate(((0.5, 0.3), (0.4, 0.6), (0.5, 0.55))):
@@ -65,6 +76,20 @@ def test_mistakes_are_named(config):
     config.ema_decay = 0.0
     with pytest.raises(ConfigError, match=r'early_stopping.metric "ema_eval_loss"'):
         durations(config, 100)
+
+
+def test_what_does_not_go_together_is_named(config):
+    config.optimizer.schedule_free, config.schedule.name = 0.9, "plateau"
+    config.optimizer.sam_rho = float("nan")
+    with pytest.raises(ConfigError, match=r"sam_rho is nan.*schedule.name=plateau"):
+        durations(config, 100)
+
+
+def test_no_period_is_the_end_alone(config):
+    config.num_steps = 50
+    config.update(eval_every_epochs=0.0, checkpoint_every_epochs=0.0, checkpoint_every_steps=0)
+    spans = durations(config, 100)
+    assert (spans.eval_every, spans.checkpoint_every) == (50, 50)
 
 
 class Stop(Exception):

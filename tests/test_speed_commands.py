@@ -34,6 +34,10 @@ def test_fit_batch_stops_at_the_limit(capsys, monkeypatch):
     assert cli.main(["fit-batch", CONFIG, "--gib=0.05"]) == 0
     out = capsys.readouterr().out
     assert asked == [8, 16, 32, 64]
+    asked.clear()
+    parts = ["--config.batch_size=64", "--config.accumulate_steps=2"]
+    assert cli.main(["fit-batch", CONFIG, "--gib=0.001", *parts]) == 2
+    assert asked == [16]
     assert "suggestion: --config.batch_size=32" in out
     # 62,006 parameters with momentum, in and out of the step: 1 MB; 810 images of 3 kB: 2.5 MB.
     smallest = float(next(line for line in out.splitlines() if "batch      8" in line).split()[2])

@@ -17,6 +17,8 @@ def test_grid_and_seeds():
     points = sweep.parse_grid([f"{RATE}=0.1,0.3", f"{DECAY}=0,1e-4"])
     assert points[1] == ((RATE, "0.1"), (DECAY, "1e-4"))
     assert len(points) == 4
+    crops = sweep.parse_grid(["augment.random_resized_crop=(0.25,1.0),(0.5,1.0),()"])
+    assert [value for ((_, value),) in crops] == ["(0.25,1.0)", "(0.5,1.0)", "()"]
     assert sweep.name_of(points[1], 2) == "learning_rate=0.1_weight_decay=1e-4_seed=2"
     assert "/" not in sweep.name_of((("data.dir", "../../x"),), 0)
     assert sweep.parse_seeds("0-2,7,1") == [0, 1, 2, 7]
@@ -36,8 +38,12 @@ def test_table():
     lines = [line.split() for line in text.splitlines()]
     assert lines[1] == ["0.1", "0.6000", "±", "0.1414", "2"]
     assert lines[2] == ["0.3", "0.8000", "±", "0.1414", "2", "*"]
-    assert lines[3] == ["9", "0.9000", "1,", "1", "diverged"]
+    assert lines[3] == ["9", "0.9000", "1,", "1", "failed"]
     assert text.splitlines()[-1] == "* test accuracy 0.7000 ± 0.1414"
+    averaged = {**made[0], "ema_val_accuracy": 0.75, "ema_test_accuracy": 0.71}
+    text = sweep.table([low], {low: [averaged]})
+    assert "0.7500  1 *" in text
+    assert text.endswith("* test accuracy 0.7100")
 
 
 @pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
@@ -61,12 +67,12 @@ def test_the_command_trains_what_is_missing(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(train, "train_and_evaluate", fake)
     args = ["sweep", str(ROOT / "configs" / "lenet5.py:fake"), "--config.num_steps=5"]
-    args += ["--out", str(tmp_path), "--grid"]
+    args += ["--config.schedule.warmup_epochs=0", "--out", str(tmp_path), "--grid"]
     assert cli.main([*args, f"{RATE}=0.1,5", "--seeds=0-1"]) == 0
     assert trained == [(0.1, 0, 5), (0.1, 1, 5), (5.0, 0, 5), (5.0, 1, 5)]
     out = capsys.readouterr().out
     assert "0.6000 ± 0.0000" in out
-    assert "0, 2 diverged" in out
+    assert "0, 2 failed" in out
     trained.clear()
     assert cli.main([*args, f"{RATE}=0.1,0.2", "--seeds=0-1"]) == 0
     assert trained == [(0.2, 0, 5), (0.2, 1, 5)]
@@ -83,4 +89,7 @@ def test_the_command_trains_what_is_missing(tmp_path, capsys, monkeypatch):
     assert cli.main([*args, f"{RATE}=0.3,0.1"]) == 4
     assert not trained
     assert "another num_steps" in capsys.readouterr().err
+    assert cli.main([*args, "schedule.factor=0.5,2"]) == 2  # before the first is trained
+    assert not trained
+    assert "schedule.factor is 2" in capsys.readouterr().err
     assert cli.main([*args, "optimizer.learning_rat=0.3"]) == 2

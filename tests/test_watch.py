@@ -99,6 +99,7 @@ def test_a_high_rate_without_batch_norm():
     assert "8 layers without BatchNorm start with sgd at rate 0.1" in line
     assert "Fix: schedule.warmup_epochs=5" in line
     assert len(look(deep, "adam", 0.01, gradient=False)) == 1
+    assert look(deep, "prodigy", 1.0, gradient=False) == []  # whose rate is a factor
     assert look(Net(), rate=0.1, gradient=False) == []
 
 
