@@ -8,18 +8,12 @@
 This file stays short: it turns flags into a call of `classic_cnns.train_and_evaluate`.
 """
 
-from absl import app, flags
-
-from classic_cnns import commandline
 from classic_cnns.large_pages import restart_with_large_pages
-
-commandline.define_flags()
-
-
-def main(argv: list[str]) -> None:
-    commandline.train(argv, flags.FLAGS)
-
+from classic_cnns.signals import leave_on_interrupt
 
 if __name__ == "__main__":
+    leave_on_interrupt()
     restart_with_large_pages()
-    app.run(main, flags_parser=commandline.parse)
+    from classic_cnns import commandline
+
+    commandline.main(__doc__)

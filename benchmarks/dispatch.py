@@ -11,9 +11,9 @@ import time
 import jax
 import numpy as np
 
-from classic_cnns.config import next_event
 from classic_cnns.data import Split
 from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.durations import next_event
 from classic_cnns.logging import Display
 from classic_cnns.sharding import create_mesh
 from classic_cnns.timing import Clock

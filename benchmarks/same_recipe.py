@@ -21,6 +21,7 @@ from torch_peers import torch_model
 from classic_cnns import config as config_lib
 from classic_cnns.commandline import read_config
 from classic_cnns.data.augment import normalize
+from classic_cnns.durations import next_event
 from classic_cnns.errors import ClassicCNNsError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.steps import augmented, fetch
@@ -114,7 +115,7 @@ def main():
             ours, theirs = losses[-1]
             print(f"step {i:4}  loss {ours:.6f} here, {theirs:.6f} in PyTorch", flush=True)
         split = "test" if i == total and "test" in loaders else "val"
-        if i in (total, config_lib.next_event(i - 1, every)):
+        if i in (total, next_event(i - 1, every)):
             ours = evaluate(state, loaders[split])["accuracy"]
             theirs = peer.accuracy(loaders[split], normalized)
             mean_losses = np.mean(losses[-int(every) :], axis=0)

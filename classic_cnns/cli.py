@@ -10,8 +10,9 @@ from typing import Any
 
 from classic_cnns import cli_training
 from classic_cnns.compile_cache import collect_seldom, keep_compiled
-from classic_cnns.errors import ClassicCNNsError, ConfigError, printable
+from classic_cnns.errors import ConfigError, DeviceMemoryError, describe, printable
 from classic_cnns.large_pages import restart_with_large_pages
+from classic_cnns.signals import leave_on_interrupt
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     evaluate.add_argument("--data-dir", default="")
     evaluate.add_argument("--split", choices=("train", "val", "test"), default="test")
     evaluate.add_argument("--batch-size", type=int, default=256)
+    evaluate.add_argument("--ema", action="store_true", help="the averaged weights of the run")
     evaluate.set_defaults(run=_evaluate)
 
     doctor = commands.add_parser("doctor", help="whether this installation can train")
@@ -77,19 +79,28 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if getattr(args, "on_device", True):  # JAX takes a second and 100 MB to import
             if argv is None:
+                leave_on_interrupt()
                 restart_with_large_pages()
             from classic_cnns.doctor import check_devices
 
             collect_seldom()
             keep_compiled(args.compilation_cache)
             check_devices()
+            if argv is None:
+                cli_training.show_warnings()
         return args.run(args) or 0
-    except ClassicCNNsError as error:
+    except Exception as error:
         if args.debug:
             raise
-        lines = map(printable, f"ERROR {error}".split("\n"))  # names in files may hold anything
-        print("\n".join(lines), file=sys.stderr)
-        return error.exit_code
+        text = describe(error)
+        if "RESOURCE_EXHAUSTED" in text:
+            text = "ERROR out of device memory. Fix: a smaller --batch-size or --config.batch_size"
+            print(text, file=sys.stderr)
+            return DeviceMemoryError.exit_code
+        if hasattr(args, "data_dir"):
+            text = text.replace("--config.data.dir=", "--data-dir=")
+        print(text.replace(" with the same --workdir", ""), file=sys.stderr)  # a sweep has none
+        return getattr(error, "exit_code", 1)
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -176,19 +187,32 @@ def _evaluate(args: argparse.Namespace) -> None:
     from classic_cnns.evaluate import evaluate_run
     from classic_cnns.sharding import check_batch_size, create_mesh
 
-    run = loading.load(args.workdir)
+    run = loading.load(args.workdir, ema=args.ema)
     dataset = loading.load_dataset(args.workdir, run, args.data, args.data_dir)
     split = dataset.splits.get(args.split)
     if split is None:
         raise ConfigError(f"{dataset.source} has no {args.split} split. Fix: --split=val")
     mesh = create_mesh()
     check_batch_size(args.batch_size, mesh)
-    loader = create_loader(split, args.batch_size, seed=0, mesh=mesh, preprocess=dataset.preprocess)
     config = rundir.read_json(args.workdir / "config.json")
+    data = config.get("data")
+    loader = create_loader(
+        split,
+        min(args.batch_size, -(-len(split) // mesh.size) * mesh.size),
+        seed=0,
+        mesh=mesh,
+        preprocess=dataset.preprocess,
+        on_bad_image="skip" if data and data.get("on_bad_image") == "skip" else "error",
+        max_bad_fraction=1.0,  # the training has said whether there are too many
+    )
+    print(f"data       {dataset.source}: {dataset.note}")
+    for warning in dataset.warnings:
+        print(f"WARNING {warning}")
     shift = config.get("test_time_shift")
     views = config.get("test_time_flip") is True, shift if isinstance(shift, int) else 0
-    result = evaluate_run(run, loader, dataset.num_classes, *views)
-    print("RESULT " + json.dumps({"split": args.split, "images": len(split), **result}))
+    result = evaluate_run(run, loader, dataset.classes, *views)
+    images = len(split) - len(loader.bad)
+    print("RESULT " + json.dumps({"split": args.split, "images": images, **result}))
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,13 @@ def _lr_find(args: argparse.Namespace) -> None:
         print(
             "WARNING    the loss hardly fell, so this says little. Fix: a larger --to, more --steps"
         )
+
+
+def show_warnings() -> None:
+    """From here on warnings of this package are lines for people, as in main.py."""
+    from classic_cnns.commandline import show_warning
+
+    warnings.showwarning = show_warning
 
 
 def _outliving(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -232,7 +240,8 @@ def _benchmark(args: argparse.Namespace) -> None:
         smallest = create_model(name, 10).min_size()  # type: ignore[attr-defined]
         if args.image_size < smallest or args.batch_size < 1:
             raise ConfigError(
-                f"{name}: Fix: --image-size={smallest} or more, --batch-size=1 or more"
+                f"{name} with images of {args.image_size} px, {args.batch_size} at a time. Fix: "
+                f"--image-size={smallest} or more, --batch-size=1 or more"
             )
     device = jax.devices()[0].device_kind
     print(f"{device}, {args.image_size} px, batch {args.batch_size}, {args.dtype}; medians")

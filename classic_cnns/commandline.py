@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from classic_cnns.errors import (
     ClassicCNNsError,
     ClassicCNNsWarning,
     ConfigError,
-    Stopped,
+    describe,
     nearest,
     printable,
 )
@@ -32,6 +32,21 @@ _OPEN = ("model.options.", "optimizer.options.")
 _CONFIG: dict[str, Any] = {"lock_config": False, "accept_new_attributes": True}
 
 STARTED = time.monotonic()  # close to the start of the process: max_seconds counts from here
+
+
+def main(doc: str) -> None:
+    """All of main.py: reads the command line and trains.
+
+    Args:
+        doc: what --help shows before the flags.
+    """
+    define_flags()
+    if {"--help", "-help", "-h"} & set(sys.argv[1:]):
+        text = flags.FLAGS.module_help(sys.modules[__name__])
+        with lasting_output():
+            print(f"{doc}\n{text}\n  --config.FIELD=VALUE: any field of configs/default.py")
+        leave(0)
+    app.run(lambda argv: train(argv, flags.FLAGS), flags_parser=parse)
 
 
 def define_flags() -> None:
@@ -175,7 +190,7 @@ def train(argv: list[str], values: Any) -> None:
     if len(argv) > 1:
         fail(ConfigError(f"unexpected argument {argv[1]!r}. Fix: flags start with --"))
     logging.set_verbosity(logging.INFO if values.debug else logging.ERROR)
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     try:
         if values.deterministic:
             _make_deterministic()
@@ -211,11 +226,12 @@ def _make_deterministic() -> None:
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip()
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Ours as a line for people; those of libraries with --debug."""
     if issubclass(category, ClassicCNNsWarning):
         print(f"WARNING {printable(str(message))}", file=sys.stderr)
     else:
-        logging.warning("%s: %s", category.__name__, message)  # of libraries: with --debug
+        logging.warning("%s: %s", category.__name__, message)
 
 
 class Lasting:
@@ -253,15 +269,7 @@ class Lasting:
 
 def fail(error: Exception) -> NoReturn:
     """Prints an error in one line and exits with its code; 1 for one that nobody foresaw."""
-    if isinstance(error, Stopped):
-        print(f"STOPPED {printable(str(error))}", file=sys.stderr)
-    elif isinstance(error, ClassicCNNsError):
-        print(f"ERROR {printable(str(error))}", file=sys.stderr)
-    else:
-        workdir = getattr(error, "workdir", None)
-        where = f"see {workdir / 'traceback.txt'}" if workdir else "run again with --debug"
-        text = f"unexpected {type(error).__name__}: {str(error)[:500]}. Fix: {where} and report it"
-        print(f"ERROR {printable(text)}", file=sys.stderr)
+    print(printable(describe(error)), file=sys.stderr)
     leave(getattr(error, "exit_code", 1))
 
 

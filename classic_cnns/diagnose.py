@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from classic_cnns.config import Durations
 from classic_cnns.data.augment import Augment, Batch, normalize
 from classic_cnns.data.loaders import Loader
+from classic_cnns.durations import Durations
 from classic_cnns.losses import mixed
 from classic_cnns.plots import batch_labels, plot_batch, plot_schedule
 from classic_cnns.schedules import plateau_scale
@@ -80,7 +80,7 @@ def explain_non_finite(
         forward = dict.fromkeys(name.split("/")[0] for name in layers)
         in_order = {name: grads[name] for name in [*forward, *grads] if name in grads}
         where = _first_bad(_in_order(in_order))
-        other = "the gradient uphill (optimizer.sam_rho)" if settings["sam_rho"] else "the loss"
+        other = "the gradient uphill (optimizer.sam_rho)" if settings.get("sam_rho") else "the loss"
         found = f"the gradient of {where}" if where else other
     return f"step {step}, learning rate {rate:g}: {found} is the first that is not finite"
 

@@ -79,6 +79,22 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def describe(error: Exception) -> str:
+    """What a terminal shows of an error: lines without control characters, for names in files may
+    hold any.
+    """
+    if isinstance(error, Stopped):
+        text = f"STOPPED {error}"
+    elif isinstance(error, ClassicCNNsError):
+        text = f"ERROR {error}"
+    else:
+        workdir = getattr(error, "workdir", None)
+        where = f"see {workdir / 'traceback.txt'}" if workdir else "run again with --debug"
+        what = f"{type(error).__name__}: {str(error)[:500]}".replace("\n", " ")
+        text = f"ERROR unexpected {what}. Fix: {where} and report it"
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A clause that offers the valid names closest to a wrong one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from classic_cnns.data.loaders import Loader
+from classic_cnns.data.loaders import Loader, StreamLoader
 from classic_cnns.data.mixing import Batch
-from classic_cnns.errors import ConfigError
+from classic_cnns.errors import ClassicCNNsWarning, ConfigError
 from classic_cnns.loading import LoadedRun
 from classic_cnns.metrics import EvalMetrics
 from classic_cnns.sharding import replicate
@@ -62,7 +63,10 @@ def create_evaluate(
             before, sums = sums, compiled(sums, state, batch)
             jax.block_until_ready(before)  # so that `stop` is asked while the device computes
         sums = jax.device_get(sums)
-        counted = loader.size - len(loader.bad)
+        names: Sequence[str] = ()
+        if isinstance(loader, StreamLoader) and loader.bad:
+            names = loader.split.images.names
+        counted = loader.size - sum(name in loader.bad for name in names)
         assert jax.process_count() > 1 or int(sums.accuracy.count) == counted, "an image was lost"
         return sums.summary()
 
@@ -70,17 +74,36 @@ def create_evaluate(
 
 
 def evaluate_run(
-    run: LoadedRun, loader: Loader, num_classes: int, flip: bool = False, shift: int = 0
+    run: LoadedRun, loader: Loader, classes: Sequence[str], flip: bool = False, shift: int = 0
 ) -> dict[str, Any]:
     """What `create_evaluate` says of a loaded run on a split, with the run's mean and deviation.
 
+    Names of classes are compared where both have any, and other ones are warned of.
+
     Raises:
-        ConfigError: the data has other classes, or images of another size, than the network.
+        ConfigError: the data has another number of classes, or images of another size, than the
+            network.
     """
     preprocess = run.preprocess
-    if num_classes != len(run.classes):
+    if len(classes) != len(run.classes):
         raise ConfigError(
-            f"the network has {len(run.classes)} classes, the data {num_classes}. Fix: its own data"
+            f"the network has {len(run.classes)} classes, the data {len(classes)}. Fix: its own "
+            "data"
+        )
+    if loader.data and loader.data["image"].shape[1:] != tuple(preprocess.image_shape):
+        raise ConfigError(
+            f"the network takes images of {preprocess.image_shape}, the data has "
+            f"{loader.data['image'].shape[1:]}. Fix: load_dataset, which prepares them"
+        )
+    pairs = list(zip(run.classes, classes, strict=True))
+    other = [f"{a!r} is {b!r}" for a, b in pairs if a != b and not (a.isdigit() or b.isdigit())]
+    if other:
+        more = f" and {len(other) - 5} more" if len(other) > 5 else ""
+        warnings.warn(
+            f"classes of the network and of the data are compared by number, and have other names: "
+            f"{', '.join(other[:5])}{more}",
+            ClassicCNNsWarning,
+            stacklevel=2,
         )
     state = TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from classic_cnns import rules
-from classic_cnns.config import Durations, peak_rate
+from classic_cnns.config import peak_rate
 from classic_cnns.data import Dataset
+from classic_cnns.durations import Durations
 from classic_cnns.models.macs import count_macs
 from classic_cnns.optimizers import decay_mask
 from classic_cnns.train_state import TrainState

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import flax.linen as nn
+import numpy as np
 from ml_collections import ConfigDict
 
 from classic_cnns import config as config_lib
 from classic_cnns import rundir
 from classic_cnns.data.preprocess import Preprocess
-from classic_cnns.data.splits import Dataset
+from classic_cnns.data.splits import Dataset, Split
 from classic_cnns.errors import ClassicCNNsError, ConfigError, WorkdirError
 from classic_cnns.saved import SavedCheckpoints
 
@@ -106,23 +107,38 @@ def load_dataset(
     Args:
         workdir: of the run.
         run: see `load`.
-        source: see `create_dataset`; "" = what the run was trained on, with its splits.
+        source: see `create_dataset`; "" = what the run was trained on, with its splits, which
+            the run's own source and directory mean, too.
         dir: where it is; "" = as in the run.
         **settings: of `create_dataset`, over those of the run.
+
+    Returns:
+        The data, with training images as large as the others, and the labels of classes that the
+        run knows in another order changed to its numbers.
 
     Raises:
         ConfigError: neither the run nor the caller says which data.
     """
     saved = rundir.read_json(Path(workdir).expanduser() / "config.json")
-    if source:
+    data: Any = saved.get("data") if isinstance(saved.get("data"), dict) else {}
+    own = not source or (source, dir or data.get("dir")) == (data.get("source"), data.get("dir"))
+    if not own:
         config = ConfigDict({"data": {"source": source, "balance": "none"}, "seed": 0})
-    elif "data" in saved:
+    elif data:
         config = ConfigDict(saved)
     else:
         raise ConfigError("these weights come without data. Fix: --data=cifar10, say")
     if dir:
         config.data.dir = dir
     split = Path(workdir).expanduser() / "split.json"
-    if not source and split.is_file():
+    if own and split.is_file():
         settings = {"split_file": str(split)} | settings
-    return config_lib.dataset_from(config, preprocess=run.preprocess, **settings)
+    settings = {"train_margin": 1.0} | settings
+    dataset = config_lib.dataset_from(config, preprocess=run.preprocess, **settings)
+    if dataset.classes != run.classes and sorted(dataset.classes) == sorted(run.classes):
+        theirs = np.array([run.classes.index(name) for name in dataset.classes], np.int32)
+        parts: dict[str, Any] = {
+            k: Split(s.images, theirs[s.labels]) for k, s in dataset.splits.items()
+        }
+        dataset = dataclasses.replace(dataset, classes=run.classes, **parts)
+    return dataset

@@ -18,6 +18,7 @@ from classic_cnns import config as config_lib
 from classic_cnns import rules
 from classic_cnns.data import Dataset
 from classic_cnns.data.augment import Augment
+from classic_cnns.durations import Durations, durations
 from classic_cnns.errors import DataError
 from classic_cnns.losses import Loss
 from classic_cnns.sharding import check_batch_size, create_mesh
@@ -90,7 +91,7 @@ class Task:
     model: nn.Module
     augment: Augment
     loss: Loss
-    spans: config_lib.Durations
+    spans: Durations
     mesh: Mesh
     start: Any
 
@@ -133,7 +134,7 @@ def task_from(config: ConfigDict) -> Task:
         model=config_lib.model_from(config, dataset.num_classes, shape, **start.fields),
         augment=config_lib.augment_from(config, dataset),
         loss=config_lib.loss_from(config, dataset),
-        spans=config_lib.durations(config, len(dataset.train)),
+        spans=durations(config, len(dataset.train)),
         mesh=mesh,
         start=start,
     )

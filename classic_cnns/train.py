@@ -19,6 +19,7 @@ from classic_cnns import mirror as mirror_lib
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.diagnose import draw_first_batch, draw_schedule, explain_non_finite
+from classic_cnns.durations import durations, next_event
 from classic_cnns.errors import NonFiniteError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.header import advice, describe
@@ -98,7 +99,7 @@ def _train(
     augment = config_lib.augment_from(config, dataset)
     mesh = create_mesh()
     check_batch_size(config.batch_size, mesh, config.accumulate_steps)
-    spans = config_lib.durations(config, len(dataset.train))
+    spans = durations(config, len(dataset.train))
     tx, schedule = config_lib.optimizer_from(config, spans)
     ema = config_lib.keeps_averages(config)
     abstract = {
@@ -149,7 +150,6 @@ def _train(
         # ---- compiled functions and loaders
         one_step = bind_step(config, dataset, model, tx, augment, loss, config.ema_decay)
         numbers = replicate(numbers_from(config, notes.rate_scale), mesh)
-
         loaders = config_lib.loaders_from(config, dataset, mesh)
         resident = isinstance(loaders["train"], ResidentLoader)
         most, room = dispatch_sizes(config.steps_per_dispatch, resident, model.impl)
@@ -189,7 +189,7 @@ def _train(
             checkpoints.save(0, tree, dataclasses.asdict(notes), keep=set())
         while (step < spans.total and not notes.ended) or notes.unevaluated:
             next_eval, next_save, next_log = (
-                min(spans.total, config_lib.next_event(step, every))
+                min(spans.total, next_event(step, every))
                 for every in (spans.eval_every, spans.checkpoint_every, config.log_every_steps)
             )
             evaluating = notes.unevaluated  # the evaluation of this step was interrupted

@@ -5,6 +5,7 @@ import tracemalloc
 
 import jax
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -13,7 +14,10 @@ from classic_cnns.data.order import Order, permute
 from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
+from classic_cnns.evaluate import create_evaluate
+from classic_cnns.models import create_model
 from classic_cnns.sharding import create_mesh
+from classic_cnns.train_state import create_train_state
 
 PREPROCESS = Preprocess((16, 16, 3))
 
@@ -203,6 +207,27 @@ def test_skipped_images_do_not_count_in_evaluation():
     masks = np.concatenate([np.asarray(item["mask"]) for item in loader.evaluation()])
     assert masks.sum() == 19
     assert masks[7] == 0
+
+
+def test_a_bad_image_that_is_listed_twice_is_two_less(tmp_path):
+    files = {"a.png": png(0), "b.png": b"junk"}
+    split = Split(
+        Encoded(["a.png", "b.png", "b.png", "a.png"], files.__getitem__), np.int32([0] * 4)
+    )
+    loader = stream(split, batch=3, on_bad_image="skip", max_bad_fraction=0.5)
+    shape = (16, 16, 3)
+    model = create_model("lenet5", 2)
+    state = create_train_state(model, optax.sgd(0.1), shape, seed=0, mesh=create_mesh(1))
+    result = create_evaluate(model, mean=(0.5,) * 3, std=(0.5,) * 3)(state, loader)
+    assert result["recall"][0] == result["accuracy"]
+
+
+def test_the_share_of_bad_images_is_of_all_splits():
+    split = encoded(20, bad=[7])
+    few = {"on_bad_image": "skip", "max_bad_fraction": 0.01}
+    with pytest.raises(DataError, match="1 of 20 images"):
+        list(stream(split, **few).evaluation())
+    list(stream(split, **few, total=100).evaluation())
 
 
 def test_too_many_bad_images():

@@ -14,6 +14,7 @@ import classic_cnns
 from classic_cnns import config as config_lib
 from classic_cnns.commandline import read_config
 from classic_cnns.config import flatten
+from classic_cnns.durations import durations
 from classic_cnns.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +132,7 @@ def test_config(path):
         assert {f for f in flatten(config) if not f.startswith("model.options.")} == fields
         side = config.data.image_size or 32
         model = config_lib.model_from(config, 10, (side, side, 3))
-        spans = config_lib.durations(config, 1000)
+        spans = durations(config, 1000)
         tx, _ = config_lib.optimizer_from(config, spans)
         if (str(model), side) not in initialized:  # many datasets make the same network
             images = jnp.zeros((1, side, side, 3))

@@ -1,7 +1,9 @@
 """Published weights: downloaded once and checked; training that starts from weights."""
 
+import dataclasses
 import hashlib
 import http.server
+import shutil
 import socket
 import threading
 import time
@@ -373,9 +375,25 @@ def test_a_run_is_evaluated_on_its_own_split_though_images_were_added(config, tm
         Image.fromarray(pixels).save(photos / str(label) / f"{i:03}.png")
     config.data.update(source="folder", dir=str(photos), image_size=16)
     config.num_steps, config.schedule.warmup_steps = 4, 1
+    config.augment.random_resized_crop = (0.5, 1.0)  # of larger images, in training
     classic_cnns.train_and_evaluate(config, tmp_path / "run")
     run = classic_cnns.load(tmp_path / "run")
     before = load_dataset(tmp_path / "run", run)
+    assert before.train.images.shape[1:] == (16, 16, 3)
+    renamed = tmp_path / "renamed"  # the same classes in another order
+    for label in range(10):
+        shutil.copytree(photos / str(label), renamed / f"{9 - label}-{label}")
+    names = tuple(f"{9 - label}-{label}" for label in range(10))
+    turned = load_dataset(
+        tmp_path / "run", dataclasses.replace(run, classes=names), "folder", str(renamed)
+    )
+    assert turned.classes == names != tuple(sorted(names))
+    label_of = {p.tobytes(): label for p, label in zip(made.images, made.labels, strict=True)}
+    for split in turned.splits.values():
+        assert [label_of[image.tobytes()] for image in split.images] == split.labels.tolist()
+    own = load_dataset(tmp_path / "run", run, "folder", str(photos))
+    np.testing.assert_array_equal(own.test.images, before.test.images)
+    assert "drawn" in load_dataset(tmp_path / "run", run, "fake").note
     for label in range(10):
         Image.fromarray(made.images[label]).save(photos / str(label) / "!.png")
     after = load_dataset(tmp_path / "run", run)

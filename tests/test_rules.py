@@ -11,6 +11,7 @@ import pytest
 from classic_cnns import config as config_lib
 from classic_cnns import rules
 from classic_cnns.config import flatten
+from classic_cnns.durations import durations
 from classic_cnns.errors import ConfigError
 from classic_cnns.models import create_model
 from classic_cnns.optimizers import create_optimizer
@@ -85,7 +86,7 @@ def test_mistakes_are_named_together():
 def test_rules_of_a_config_and_of_its_json(config):
     config.optimizer.rules = (("bias", {"frozen": True}), ("^head/", {"lr": 10.0}))
     assert flatten(json.loads(json.dumps(config.to_dict()))) == flatten(config)
-    tx, _ = config_lib.optimizer_from(config, config_lib.durations(config, 100))
+    tx, _ = config_lib.optimizer_from(config, durations(config, 100))
     zero, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     assert values_of_bias(zero) == [0.0, 0.0]
 

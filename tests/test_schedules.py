@@ -6,6 +6,7 @@ import optax
 import pytest
 
 from classic_cnns import config as config_lib
+from classic_cnns.durations import durations
 from classic_cnns.errors import ConfigError
 from classic_cnns.schedules import (
     SCHEDULES,
@@ -110,7 +111,7 @@ def test_rate_for_a_number_of_images(config):
     config.schedule.name = "constant"
     config.schedule.warmup_steps = 0
     config.schedule.warmup_epochs = 0.0
-    _, schedule = config_lib.optimizer_from(config, config_lib.durations(config, 100))
+    _, schedule = config_lib.optimizer_from(config, durations(config, 100))
     assert float(schedule(0)) == pytest.approx(0.1 * 32 / 256)
     config.optimizer.learning_rate_per = -1
     with pytest.raises(ConfigError, match="learning_rate_per is -1"):

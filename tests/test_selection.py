@@ -10,8 +10,8 @@ import pytest
 
 import classic_cnns
 from classic_cnns.averaging import schedule_free_average
-from classic_cnns.config import durations
 from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.durations import durations
 from classic_cnns.errors import ConfigError
 from classic_cnns.logging import read_records
 from classic_cnns.models.layers import BatchNorm

@@ -12,9 +12,9 @@ from PIL import Image
 
 import classic_cnns
 from classic_cnns import rundir, train
-from classic_cnns.config import Durations, durations, next_event
 from classic_cnns.data.loaders import ResidentLoader, StreamLoader
 from classic_cnns.data.sources import fake
+from classic_cnns.durations import Durations, durations, next_event
 from classic_cnns.errors import ConfigError, DataError, NonFiniteError, WorkdirError
 from classic_cnns.logging import Display, read_records
 from classic_cnns.sharding import create_mesh

@@ -11,6 +11,7 @@ import pytest
 
 from classic_cnns import config as config_lib
 from classic_cnns import watch
+from classic_cnns.durations import durations
 from classic_cnns.header import describe
 from classic_cnns.models import create_model
 from classic_cnns.models.layers import BatchNorm, Conv
@@ -142,7 +143,7 @@ def test_a_warm_up_that_leaves_no_time_to_fall(config, tmp_path, warmup, warned)
     config.schedule.warmup_steps = warmup  # of 60
     dataset = config_lib.dataset_from(config)
     model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape)
-    spans = config_lib.durations(config, len(dataset.train))
+    spans = durations(config, len(dataset.train))
     state = abstract_train_state(model, optax.sgd(0.1), dataset.image_shape)
     lines = describe(config, dataset, model, state, create_mesh(1), spans, tmp_path, 0)
     warnings = [line for line in lines if line.startswith("WARNING")]
@@ -156,7 +157,7 @@ def test_no_config_here_is_warned_of(path):
     config = load_config(path)
     side = config.data.image_size or 32
     model = config_lib.model_from(config, 10, (side, side, 3))
-    tx, schedule = config_lib.optimizer_from(config, config_lib.durations(config, 45_000))
+    tx, schedule = config_lib.optimizer_from(config, durations(config, 45_000))
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     state = TrainState(
         jnp.zeros((), jnp.int32), shapes["params"], shapes.get("batch_stats", {}), ()

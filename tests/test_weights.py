@@ -355,6 +355,7 @@ def test_commands(tmp_path, capsys):
         (["convert", str(path), "--model", "resnet20", "--out", run + "2"], 2, "did you mean"),
         (["convert", str(tmp_path / "no"), "--model", "vgg16", "--out", run], 3, "no such file"),
         (["evaluate", run], 2, "come without data"),
+        (["evaluate", run, "--data", "fake", "--ema"], 4, "no averaged weights"),
         (["evaluate", str(tmp_path)], 4, "run.json is missing"),
         (["evaluate", run, "--data", "cifar100", "--data-dir", "/no"], 3, "cifar100"),
         (["models", "x*"], 2, "no network matches"),

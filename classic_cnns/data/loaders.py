@@ -89,6 +89,7 @@ class StreamLoader:
         on_bad_image: "error", or "skip": another image takes the place of one that cannot be
             decoded, always the same, and the loader counts and names it in `bad`.
         max_bad_fraction: share of the images up to which they may be skipped.
+        total: images that this is a share of, those of all splits, say; 0 = of this split.
         host: (this process, number of processes): each makes its part of every batch.
         balanced: every class equally often, see `Order.balanced`.
 
@@ -109,6 +110,7 @@ class StreamLoader:
         workers: int = 0,
         on_bad_image: Literal["error", "skip"] = "error",
         max_bad_fraction: float = 0.001,
+        total: int = 0,
         host: tuple[int, int] | None = None,
         balanced: bool = False,
     ) -> None:
@@ -117,7 +119,8 @@ class StreamLoader:
         self.crop_scale = tuple(crop_scale)
         self.workers = workers or (os.cpu_count() or 1 if split.encoded else 1)
         self.skip = on_bad_image == "skip"
-        self.max_bad = max_bad_fraction * self.size
+        self.total = total or self.size
+        self.max_bad = max_bad_fraction * self.total
         self.order = _order(split, batch_size, seed, balanced)
         self._step = _step_by_step(self.order)
         process, count = host or (jax.process_index(), jax.process_count())
@@ -227,7 +230,7 @@ class StreamLoader:
             if len(self.bad) > self.max_bad:
                 listed = "; ".join(f"{n!r}: {r}" for n, r in sorted(self.bad.items())[:20])
                 raise DataError(
-                    f"{len(self.bad)} of {self.size} images cannot be decoded: {listed}. Fix: "
+                    f"{len(self.bad)} of {self.total} images cannot be decoded: {listed}. Fix: "
                     "replace them, or a larger data.max_bad_fraction"
                 )
 

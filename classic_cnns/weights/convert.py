@@ -207,7 +207,8 @@ def from_theirs(
         more = f"\n  and {len(problems) - 30} more" if len(problems) > 30 else ""
         raise DataError(
             f"{len(problems)} arrays do not fit ({dialect.name} names):\n  {shown}{more}\n"
-            "Fix: the model and num_classes it was made for, or exclude=head, or partial loading"
+            "Fix: the model and num_classes it was made for, or exclude (--exclude=^head/), or "
+            "partial (--partial)"
         )
     report = Report(dialect.name, tuple(loaded), tuple(kept), tuple(dropped))
     return unflatten_dict(out), report

@@ -14,6 +14,7 @@ from classic_cnns import config as config_lib
 from classic_cnns import resume
 from classic_cnns.checkpoints import MANIFEST, Checkpoints
 from classic_cnns.config import flatten
+from classic_cnns.durations import durations
 from classic_cnns.errors import ClassicCNNsError
 from classic_cnns.sharding import check_batch_size, create_mesh
 from configs import default
@@ -40,7 +41,7 @@ def build(config):
     model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape)
     config_lib.augment_from(config, dataset)
     check_batch_size(config.batch_size, create_mesh())
-    spans = config_lib.durations(config, len(dataset.train))
+    spans = durations(config, len(dataset.train))
     config_lib.optimizer_from(config, spans)
     return model
 
