@@ -100,11 +100,10 @@ def create_optimizer(
     limits = {"clip_norm": clip_norm, "clip_value": clip_value, "agc": agc}
     if not isinstance(weight_decay, jax.Array):
         limits["weight_decay"] = weight_decay
-    wrong = [f"{k} is {v}. Fix: 0 or more" for k, v in limits.items() if not 0 <= v < math.inf]
-    if not 0 <= momentum < 1:
-        wrong.append(f"momentum is {momentum}. Fix: 0 or more, below 1")
+    wrong = [f"{k} is {v}" for k, v in limits.items() if not 0 <= v < math.inf]
+    wrong += [] if 0 <= momentum < 1 else [f"momentum is {momentum}"]
     if wrong:
-        raise ConfigError(f"optimizer: {'; '.join(wrong)}")
+        raise ConfigError(f"optimizer: {', '.join(wrong)}. Fix: 0 or more, and momentum below 1")
     rules_lib.check(rules)
     make = function(name)
     accepted = set(inspect.signature(make).parameters) - {"learning_rate"}

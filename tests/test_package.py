@@ -81,6 +81,7 @@ def test_imports_point_one_way():
             "task.py",
             "commandline.py",
             "config.py",
+            "durations.py",
             "failures.py",
             "resume.py",
             "train.py",
