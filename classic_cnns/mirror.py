@@ -45,6 +45,8 @@ def fetch(mirror: str | Path, workdir: Path) -> Path:
         WorkdirError: it cannot be made, or holds another run than the directory.
     """
     mirror = Path(mirror).expanduser().absolute()
+    if workdir.resolve() in (mirror.resolve(), *mirror.resolve().parents):
+        raise WorkdirError(f"{mirror} is in the run itself. Fix: another --mirror")
     try:
         (mirror / "checkpoints").mkdir(parents=True, exist_ok=True)
         if not (mirror / "config.json").exists():
@@ -121,8 +123,9 @@ def _update(workdir: Path, mirror: Path) -> None:
     checkpoints = SavedCheckpoints(workdir / "checkpoints")
     steps = checkpoints.steps()
     if steps:
-        best = checkpoints.manifest(steps[-1])["notes"]["best"]["step"]
-        keep = {steps[-1], best} & set(steps)
+        notes = checkpoints.manifest(steps[-1])["notes"]
+        best = {notes[name]["step"] for name in ("best", "best_ema") if name in notes}
+        keep = {steps[-1], *best} & set(steps)
         for step in sorted(keep):
             _copy_step(workdir, mirror, step)
         _copy_files(workdir, mirror)

@@ -13,6 +13,7 @@ from seeded import normal, seeded_variables
 
 from classic_cnns.errors import ConfigError
 from classic_cnns.models import ALIASES, MODELS, create_model, layers, lenet, list_models
+from classic_cnns.models.features import list_layers
 from classic_cnns.models.lowering import conv
 from classic_cnns.models.macs import count_macs
 from classic_cnns.models.resnet import ResNet
@@ -429,6 +430,37 @@ def test_names_aliases_and_errors():
             create_model("resnet18", stage_sizes=sizes)
     with pytest.raises(ConfigError, match="num_classes is 0"):
         create_model("lenet5", 0)
+    for name, field, wrong, near in (
+        ("resnet10", "stem", "imagenett", "imagenet"),
+        ("resnet50", "bottleneck_stride", "1X1", "1x1"),
+        ("vgg11", "head", "imagnet", "imagenet"),
+        ("googlenet", "arch", "torchvison", "torchvision"),
+        ("resnet18", "weight_init", "papr", "paper"),
+    ):
+        with pytest.raises(ConfigError, match=f'{field}="{wrong}".*did you mean "{near}"'):
+            create_model(name, **{field: wrong})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_smallest_image_is_not_too_small(name):
+    """For the stem of photos, too, whose last pooling needs more than one row."""
+    for stem in ("imagenet", "cifar"):
+        fields = {"stem": stem} if hasattr(create_model(name), "stem") else {}
+        model = create_model(name, 3, impl="lax", **fields)
+        side = model.min_size()
+        x = jnp.ones((1, side, side, 3))
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
+        sizes = [layer.output for layer in list_layers(model, (side, side, 3))]
+        assert all(all(size) for size in sizes), (stem, sizes)
+        assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(variables))
+
+
+def test_parameters_are_float32_though_the_rest_is_double():
+    with jax.enable_x64(True):
+        for name in ("resnet10", "lenet5_1998", "vgg11_bn"):
+            x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+            variables = jax.eval_shape(create_model(name, 10).init, jax.random.key(0), x)
+            assert {p.dtype for p in jax.tree.leaves(variables)} == {np.dtype("float32")}
 
 
 @pytest.mark.parametrize("name", MODELS)

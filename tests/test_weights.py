@@ -172,6 +172,11 @@ def test_keras_bias_is_folded_into_the_mean():
     mean = variables["batch_stats"]["bn_init"]["mean"]
     np.testing.assert_array_equal(back["batch_stats"]["bn_init"]["mean"], mean - np.float32(0.25))
     assert report.dropped == ()
+    back, _ = from_theirs(model, variables, theirs, d, exclude="^bn_init")
+    np.testing.assert_array_equal(back["batch_stats"]["bn_init"]["mean"], mean)
+    theirs["conv1_conv/bias"] = np.float32([0.25])
+    with pytest.raises(DataError, match=r"conv1_conv/bias has shape \(1,\), not \(64,\)"):
+        from_theirs(model, variables, theirs, d)
 
 
 def test_containers_and_prefixes():
@@ -384,3 +389,27 @@ def test_features_are_the_layers_outputs():
         ConfigError, match=r'no layer "stage2_blok1" \(did you mean "stage2_block1"'
     ):
         classic_cnns.features(model, variables, x, ["stage2_blok1"])
+    assert classic_cnns.features(model, variables, x, []) == {}
+
+
+def test_features_of_weights_for_images_of_another_size():
+    """GoogLeNet has another stem below 64 px; the weights, not the images, decide."""
+    model = create_model("googlenet", 3, impl="lax")
+    large, small = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 32, 32, 3))
+    for made, seen, there in ((large, small, True), (small, large, False)):
+        variables = jax.eval_shape(model.init, jax.random.key(0), made)
+        run = functools.partial(classic_cnns.features, model, layers=["conv2"])
+        if there:
+            assert jax.eval_shape(run, variables, seen)["conv2"].shape[-1] == 64
+        else:
+            with pytest.raises(ConfigError, match='no layer "conv2"'):
+                jax.eval_shape(run, variables, seen)
+
+
+def test_a_head_of_another_size_is_not_exported(tmp_path):
+    model = create_model("lenet5", 10)
+    run = LoadedRun(model, random_variables(model, 64), tuple("0123456789"), None, 0)
+    with pytest.raises(DataError, match="Fix: --to=safetensors"):
+        export_weights(run, "torch", tmp_path / "x.npz")
+    with pytest.raises(ConfigError, match="exclude='\\['"):
+        load_weights(tmp_path / "x.npz", "lenet5", exclude="[")

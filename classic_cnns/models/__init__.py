@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import flax.linen as nn
 
@@ -93,7 +93,7 @@ def create_model(name: str, num_classes: int = 1000, **kwargs: Any) -> nn.Module
         images and returns (N, num_classes) float32 logits.
 
     Raises:
-        ConfigError: unknown name or field, with the nearest valid ones.
+        ConfigError: unknown name, field or choice, with the nearest valid ones.
     """
     name = resolve_name(name)
     make = MODELS[name]
@@ -104,10 +104,19 @@ def create_model(name: str, num_classes: int = 1000, **kwargs: Any) -> nn.Module
     if num_classes < 1:
         raise ConfigError(f"num_classes is {num_classes}. Fix: use 1 or more")
     try:
-        return make(num_classes=num_classes, **kwargs)
+        model = make(num_classes=num_classes, **kwargs)
     except TypeError as error:
         fields = [f for f in make().__dataclass_fields__ if f not in ("parent", "name")]
         wrong = [f'"{k}" ({nearest(k, fields)})' for k in kwargs if k not in fields]
         if not wrong:
             raise
         raise ConfigError(f"{name} has no field {', '.join(wrong)}") from error
+    choices = {k: get_args(v) for k, v in get_type_hints(type(model)).items()}
+    wrong = [
+        f'{k}="{v}" ({nearest(str(v), choices[k])})'
+        for k, v in kwargs.items()
+        if all(isinstance(c, str) for c in choices[k] or (0,)) and v not in choices[k]
+    ]
+    if wrong:
+        raise ConfigError(f"{name} has no {', '.join(wrong)}")
+    return model

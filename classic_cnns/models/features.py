@@ -32,15 +32,19 @@ class Layer:
     macs: int
 
 
-def list_layers(model: nn.Module, image_shape: tuple[int, int, int]) -> list[Layer]:
+def list_layers(
+    model: nn.Module, image_shape: tuple[int, int, int], variables: Any = None
+) -> list[Layer]:
     """All layers that run in inference, parts before wholes, in the order of the forward pass.
 
     Args:
         model: any network of this package; nothing is computed.
         image_shape: (height, width, channels).
+        variables: that there are, of images of another size, say; fresh ones by default.
     """
     x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    if variables is None:
+        variables = jax.eval_shape(model.init, jax.random.key(0), x)
     order: list[tuple[str, tuple[int, ...]]] = []
 
     def run(variables: Any, x: Any) -> Any:
@@ -82,7 +86,7 @@ def features(
         ConfigError: unknown names, each with the nearest.
     """
     _, height, width, channels = x.shape
-    known = [layer.name for layer in list_layers(model, (height, width, channels))]
+    known = [layer.name for layer in list_layers(model, (height, width, channels), variables)]
     wrong = [f'"{name}" ({nearest(name, known)})' for name in layers if name not in known]
     if wrong:
         raise ConfigError(f"no layer {', '.join(wrong)}")
@@ -97,5 +101,5 @@ def features(
         ),
         rngs={"dropout": jax.random.key(0)},
     )
-    flat = {"/".join(k[:-1]): v[0] for k, v in flatten_dict(kept["intermediates"]).items()}
+    flat = {"/".join(k[:-1]): v[0] for k, v in flatten_dict(kept.get("intermediates", {})).items()}
     return {name: flat[name] for name in layers}

@@ -180,10 +180,11 @@ class Conv(nn.Module):
         # and a random one takes as long as the convolution.
         there = self.has_variable("params", "kernel")
         init = nn.initializers.zeros if there else self.kernel_init
-        kernel = self.param("kernel", init, shape)
+        kernel = self.param("kernel", init, shape, jnp.float32)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+            bias = bias.astype(self.dtype)
         return conv(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -221,10 +222,10 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Same shape."""
         shape = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, shape)
-        bias = self.param("bias", nn.initializers.zeros, shape)
-        ra_mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
-        ra_var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        ra_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        ra_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if self.use_running_average:
             factor = lax.rsqrt(ra_var.value + self.epsilon) * scale

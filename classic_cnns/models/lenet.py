@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from classic_cnns.errors import ConfigError
 from classic_cnns.models.layers import Conv, max_pool
 from classic_cnns.models.lowering import Impl, conv
 
@@ -104,7 +105,7 @@ class LeNet5Published(nn.Module):
         if x.shape[1] == 28:
             x = jnp.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
         if x.shape[1:3] != (32, 32):
-            raise ValueError(
+            raise ConfigError(
                 f"lenet5_1998 takes 28 or 32 px images, not {x.shape[1:3]}. Fix: resize."
             )
         x = x.astype(self.dtype)
@@ -130,8 +131,8 @@ class Subsample(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """(N, H, W, C) to (N, H/2, W/2, C)."""
         n, h, w, c = x.shape
-        scale = self.param("scale", nn.initializers.constant(0.25), (c,))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+        scale = self.param("scale", nn.initializers.constant(0.25), (c,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
         x = x.reshape(n, h // 2, 2, w // 2, 2, c).sum((2, 4))
         return x * scale.astype(x.dtype)[None, None, None] + bias.astype(x.dtype)[None, None, None]
 
@@ -149,8 +150,8 @@ class TableConv(nn.Module):
         for k, (i, o) in enumerate(used):
             index[i, o] = k
         fan_in = np.array([25 * len(C3_TABLE[o]) for _, o in used], np.float32)
-        weights = self.param("kernel", _uniform(fan_in), (5, 5, len(used)))
-        bias = self.param("bias", nn.initializers.zeros, (16,))
+        weights = self.param("kernel", _uniform(fan_in), (5, 5, len(used)), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (16,), jnp.float32)
         kernel = jnp.pad(weights, ((0, 0), (0, 0), (0, 1)))[:, :, index]
         return conv(x, kernel.astype(x.dtype), bias.astype(x.dtype), impl=self.impl)
 

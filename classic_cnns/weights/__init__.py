@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,13 +86,17 @@ def load_weights(
             `from_theirs`.
     """
     name = resolve_name(model)
+    try:
+        re.compile(exclude)
+    except re.error as error:
+        raise ConfigError(f"exclude={exclude!r}: {error}. Fix: a regular expression") from error
     tag = str(path) if is_tag(path) else ""
     theirs = read_weights(fetch_pretrained(name, tag) if tag else path)
     blank = create_model(name, num_classes or 10, **fields)
     chosen = dialects_lib.dialect(blank, dialect) if dialect else detect(blank, set(theirs))
     fields = {**_fields(blank, chosen, theirs), **fields}
     head = theirs.get(str(key_of(chosen, "head", "bias")))
-    num_classes = num_classes or (len(head) if head is not None else 0)
+    num_classes = num_classes or (len(head) if head is not None and head.ndim == 1 else 0)
     if not num_classes:
         raise DataError(f"{path} has no classifier. Fix: num_classes, and exclude=^head/")
     network = create_model(name, num_classes, **fields)

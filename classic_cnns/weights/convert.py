@@ -170,9 +170,11 @@ def from_theirs(
         layer, leaf = "/".join(path[1:-1]), path[-1]
         name = f"{layer}/{leaf}"
         key = key_of(dialect, layer, leaf)
+        bias_key = f"{layer_of_conv(dialect, layer)}/bias"
+        folded = leaf == "mean" and dialect.name == "keras" and bias_key in theirs
         if exclude and re.search(exclude, name):
             kept.append(name)
-            used.add(key)
+            used |= {key, bias_key} if folded else {key}
             continue
         if key not in theirs:
             kept.append(name)
@@ -181,10 +183,13 @@ def from_theirs(
             continue
         used.add(key)
         array = theirs[key]
-        bias_key = f"{layer_of_conv(dialect, layer)}/bias"
-        if leaf == "mean" and dialect.name == "keras" and bias_key in theirs:
-            array = array - theirs[bias_key]  # the bias of the convolution before, exactly
+        if folded:
+            bias = theirs[bias_key]
             used.add(bias_key)
+            if bias.shape != array.shape:
+                problems.append(f"{name}: {bias_key} has shape {bias.shape}, not {array.shape}")
+                continue
+            array = array - bias  # of the convolution before, exactly
         try:
             new = to_ours(array, dialect, layer, old.ndim)
         except ValueError as error:
@@ -277,6 +282,11 @@ def from_ours(array: np.ndarray, dialect: Dialect, layer: str, leaf: str) -> np.
         array = array.reshape(height, width, -1, array.shape[-1])
     elif layer in dialect.flatten:
         channels, height, width = dialect.flatten[layer]
+        if array.shape[0] != height * width * channels:
+            raise DataError(
+                f"{layer} takes {array.shape[0]} values; {dialect.name} has {height}×{width} maps "
+                f"of {channels} channels. Fix: --to=safetensors, which takes any size"
+            )
         array = array.reshape(height, width, channels, -1).transpose(3, 2, 0, 1)
         return np.ascontiguousarray(array.reshape(len(array), -1))
     if array.ndim == 2:

@@ -19,8 +19,9 @@ from lab import SMALL, Fault, crawl, freeze_at_step, kill_at_step, outcome
 from classic_cnns import failures, resume
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data.sources import fake
-from classic_cnns.errors import ClassicCNNsWarning, NonFiniteError
+from classic_cnns.errors import ClassicCNNsWarning, NonFiniteError, WorkdirError
 from classic_cnns.logging import read_records
+from classic_cnns.mirror import _update, fetch
 from classic_cnns.saved import SavedCheckpoints
 
 
@@ -138,6 +139,23 @@ def test_case31_max_seconds_are_kept(lab, whole, tmp_path):
     assert time.monotonic() - start < 40  # 10 on a machine that is not busy
     assert "by the end of max_seconds; everything is saved" in output
     assert 20 > steps(run)[-1] > 0
+
+
+def test_a_mirror_in_the_run_itself_is_refused(tmp_path):
+    for mirror in (tmp_path / "run", tmp_path / "run" / "copy"):
+        with pytest.raises(WorkdirError, match="Fix: another --mirror"):
+            fetch(mirror, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_mirror_keeps_the_best_averages(tmp_path):
+    run, mirror = tmp_path / "run", fetch(tmp_path / "mirror", tmp_path / "run")
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        for step in (1, 2, 3, 4):
+            best = {"best": {"step": 1}, "best_ema": {"step": 2}}
+            checkpoints.save(step, {"x": np.zeros(2)}, best, keep={1, 2, 3})
+    _update(run, mirror)
+    assert SavedCheckpoints(mirror / "checkpoints").steps() == [1, 2, 4]
 
 
 def test_mirror_goes_on_where_the_machine_was_lost(lab, whole, tmp_path):
