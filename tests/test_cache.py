@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classic_cnns.data import cache, create_dataset
+from classic_cnns.data import cache, create_dataset, sources
 from classic_cnns.data.decode import read_file
 from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.data.splits import Encoded
@@ -126,6 +126,31 @@ def test_bad_files_are_remembered(images, tmp_path):
         cache.report_bad({"x": bad[20]}, 50, limit=0.01, skip=True)
 
 
+def test_an_error_of_reading_is_not_remembered(images, tmp_path):
+    def failing(name):
+        if name == images.names[20]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_file(name)
+
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        cache.open_cache(Encoded(images.names, failing), PREPROCESS, tmp_path / "c")
+    counted, reads = counting(images)
+    pixels, bad, _ = cache.open_cache(counted, PREPROCESS, tmp_path / "c")
+    np.testing.assert_array_equal(pixels, expected(images))
+    assert bad == {}
+    assert images.names[0] not in reads  # of a chunk that was whole
+
+
+def test_names_that_are_of_no_file_need_an_origin(images):
+    with pytest.raises(FileNotFoundError):
+        cache.cache_key(Encoded(["test 0"], read_file), PREPROCESS)
+    keys = {
+        cache.cache_key(Encoded(["test 0"], read_file, origin)[np.arange(1)], PREPROCESS)
+        for origin in ("cifar10", "cifar100")
+    }
+    assert len(keys) == 2
+
+
 @pytest.fixture
 def folder(tmp_path):
     for i in range(20):
@@ -159,6 +184,17 @@ def test_without_room_for_the_cache_it_goes_on(folder, tmp_path, monkeypatch, nu
     assert len(data.warnings) == 1  # for all three splits
     if number == errno.ENOSPC:
         assert not list((tmp_path / "c").glob(".*.building"))
+
+
+def test_without_a_cache_what_does_not_fit_is_streamed(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "free_memory", lambda: 2000)  # of 3,840 bytes
+    (tmp_path / "c").write_text("in the way")
+    settings = {"dir": str(folder), "image_size": 8, "cache": str(tmp_path / "c")}
+    data = create_dataset("folder", **settings)
+    assert data.train.encoded
+    assert "going on without" in data.warnings[0]
+    with pytest.raises(DataError, match="loader=stream"):
+        create_dataset("folder", **settings, loader="resident")
 
 
 def test_skipped_files_are_left_out_of_the_split(folder):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import struct
 import sys
 import tarfile
@@ -329,6 +330,41 @@ def test_a_drawn_split_is_listed_and_taken_again_though_images_were_added(tmp_pa
     half = create_dataset("folder", **settings, split_file=str(path))
     assert half.drawn["val"] == first.drawn["val"]
     assert f"test (10%) drawn class by class with seed 0; val as in {path}" in half.note
+
+
+def test_a_split_file_of_val_alone_leaves_val_out_of_test(tmp_path):
+    labels = np.repeat(np.arange(2), 40)
+    images = np.arange(80, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    np.savez(tmp_path / "a.npz", images=images, labels=labels)
+    members = list(range(0, 80, 2))
+    (tmp_path / "split.json").write_text(json.dumps({"val": members}))
+    data = create_dataset(
+        "npz", dir=str(tmp_path / "a.npz"), split_file=str(tmp_path / "split.json")
+    )
+    parts = {name: set(split.images[:, 0, 0, 0].tolist()) for name, split in data.splits.items()}
+    assert parts["val"] == set(members)
+    assert sum(map(len, parts.values())) == len(set().union(*parts.values())) == 80
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.5, 0.8, 0.99])
+def test_of_every_class_something_stays(fraction):
+    rest, drawn = stratified_split(np.array([0, 0, 1, 1, 1, 2, 2]), fraction, 0)
+    assert len({0, 1, 2} & set(np.array([0, 0, 1, 1, 1, 2, 2])[rest].tolist())) == 3
+    assert sorted([*rest, *drawn]) == list(range(7))
+
+
+def test_a_folder_that_moved_is_the_same_data(tmp_path):
+    for label in "ab":
+        (tmp_path / "x" / label).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), 9 * i).save(tmp_path / "x" / label / f"{i}.png")
+    shutil.copytree(tmp_path / "x", tmp_path / "y")
+    shutil.copytree(tmp_path / "x", tmp_path / "z")
+    (tmp_path / "z" / "a" / "0.png").rename(tmp_path / "z" / "a" / "9.png")
+    settings = {"image_size": 8, "loader": "stream"}
+    x, y, z = (create_dataset("folder", dir=str(tmp_path / d), **settings) for d in "xyz")
+    assert x.train.encoded
+    assert x.fingerprint == y.fingerprint != z.fingerprint
 
 
 def test_a_split_file_that_is_not_needed_is_mentioned(tmp_path):

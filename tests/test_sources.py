@@ -1,6 +1,7 @@
 """CSV and NumPy sources, choice of the loader, settings."""
 
 import importlib.util
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classic_cnns.data import create_dataset
+from classic_cnns.data import create_dataset, sources
 from classic_cnns.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -61,6 +62,42 @@ def test_everything_wrong_with_a_table_at_once(table):
         create_dataset("csv", dir=write(root / "x.csv", ["file", "class"], []))
     with pytest.raises(DataError, match="is not a file"):
         create_dataset("csv", dir=str(root / "none.csv"))
+
+
+def test_rows_that_would_leak_or_leave_a_class_untrained(table):
+    root, rows = table
+    rows.append(rows[3])
+    with pytest.raises(DataError, match=r"line 26: 'pictures/3\.png' once more"):
+        create_dataset("csv", dir=write(root / "a.csv", ["path", "label"], rows))
+    parts = [[*row, "val" if row[1] == "ant" else "train"] for row in rows]
+    file = write(root / "b.csv", ["path", "label", "split"], parts)
+    with pytest.raises(DataError, match="1 problems: no row of 'ant' is in train"):
+        create_dataset("csv", dir=file)  # that 3.png is there twice is how it is weighted
+    (root / "c.csv").write_bytes("path,label\ncaf\xe9.png,a\n".encode("latin-1"))
+    with pytest.raises(DataError, match="Fix: a CSV file in UTF-8"):
+        create_dataset("csv", dir=str(root / "c.csv"))
+
+
+def test_arrays_that_cannot_be_trained_on(tmp_path):
+    x, y = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 4
+    for number, (arrays, text) in enumerate(
+        (
+            ({"x_train": x, "y_train": y, "x_test": x[:, :6, :6], "y_test": y}, "shapes"),
+            ({"x_train": x, "y_train": y, "x_val": x[:0], "y_val": y[:0]}, "y_val is empty"),
+            ({"images": x, "labels": y + 2**32}, "labels is empty, or has numbers"),
+            ({"images": x, "labels": y * 0}, "fewer than two classes"),
+        )
+    ):
+        np.savez(tmp_path / f"{number}.npz", **arrays)
+        with pytest.raises(DataError, match=text):
+            create_dataset("npz", dir=str(tmp_path / f"{number}.npz"))
+    names = np.array([b"cat", b"dog", b"ant", b"fox"])
+    np.savez(tmp_path / "n.npz", images=x, labels=y, classes=names)
+    file = tmp_path / "n.npz"
+    assert create_dataset("npz", dir=str(file)).classes == ("cat", "dog", "ant", "fox")
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"an \.npz file without objects"):
+        create_dataset("npz", dir=str(file))
 
 
 def test_arrays(tmp_path):
@@ -129,6 +166,16 @@ def test_a_damaged_shard_is_named(prepared):
     shard.write_bytes(data)
     with pytest.raises(DataError, match=r"toy_set.*damaged shard among examples 0 to 24 of train"):
         create_dataset("tfds:toy_set", dir=str(prepared))
+
+
+def test_memory_that_only_caches_files_is_free():
+    words = Path("/proc/meminfo").read_text().split()
+    unused = int(words[words.index("MemFree:") + 1]) * 1024
+    assert (
+        0.5 * unused
+        < sources.free_memory()
+        < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    )
 
 
 def test_the_loader_follows_the_size(table):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,18 +120,27 @@ def create_dataset(
     warnings: tuple[str, ...] = ()
     if found["train"].encoded:
         side = round(size * train_margin)
-        stay = _stays_encoded(found, size, side, channels, loader, resident_gb, cache)
-        if not stay:
-            stored = dataclasses.replace(preprocess, image_shape=(side, side, channels))
-            found, warnings = cache_lib.decode_splits(
-                found,
-                {name: stored if name == "train" else preprocess for name in found},
-                directory=_cache_dir(cache),
-                workers=workers,
-                skip=on_bad_image == "skip",
-                max_bad_fraction=max_bad_fraction,
-                progress=progress,
-            )
+        stored = dataclasses.replace(preprocess, image_shape=(side, side, channels))
+        shapes = {name: stored if name == "train" else preprocess for name in found}
+        for place in (_cache_dir(cache), None) if cache else (None,):
+            stay = _stays_encoded(found, shapes, loader, resident_gb, cached=place is not None)
+            if stay:
+                break
+            try:
+                found, more = cache_lib.decode_splits(
+                    found,
+                    shapes,
+                    directory=place,
+                    workers=workers,
+                    skip=on_bad_image == "skip",
+                    max_bad_fraction=max_bad_fraction,
+                    progress=progress,
+                )
+                warnings += more
+                break
+            except OSError as error:
+                why = error.strerror or error
+                warnings += (f"no cache in {place}: {why}; going on without",)
         how = "decoded while training" if stay else "kept decoded"
         note += f"; {how}, {resize}"
     return Dataset(
@@ -140,7 +150,7 @@ def create_dataset(
         test=found.get("test"),
         classes=classes,
         preprocess=preprocess,
-        fingerprint=fingerprint(found),
+        fingerprint=fingerprint(found, sources.root_of(dir)),
         note=note,
         warnings=warnings,
         drawn=drawn,
@@ -208,6 +218,11 @@ def _open(
                 name: Split(resize_images(split.images, image_size), split.labels)
                 for name, split in found.items()
             }
+    if len(shapes := {split.images.shape[1:] for split in found.values()}) > 1:
+        raise DataError(
+            f"{source} has images of the shapes {', '.join(map(str, sorted(shapes)))}. Fix: "
+            "data.image_size, and as many channels in all splits"
+        )
     first = next(iter(found.values())).images
     if first.shape[1] != first.shape[2]:
         raise DataError(f"images of {first.shape[1:3]} are not square. Fix: data.image_size")
@@ -215,33 +230,31 @@ def _open(
 
 
 def _statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation per channel on the scale 0…1, of at most 5,000 images."""
-    some = images[:: max(1, len(images) // 5000)] / 255
+    """Mean and deviation per channel on the scale 0…1, of about five million pixels."""
+    most = max(1, 5000 * 32**2 // math.prod(images.shape[1:3]))
+    some = images[:: max(1, len(images) // most)] / 255
     mean, std = some.mean((0, 1, 2)), some.std((0, 1, 2))
     return tuple(mean.round(4).tolist()), tuple(np.maximum(std, 1e-3).round(4).tolist())
 
 
 def _stays_encoded(
     found: sources.Splits,
-    size: int,
-    train_size: int,
-    channels: int,
+    shapes: dict[str, Preprocess],
     loader: str,
     resident_gb: float,
-    cache: str,
+    cached: bool,
 ) -> bool:
     """Whether images are decoded while training; raises DataError if they must fit and do not."""
-    sides = {name: train_size if name == "train" else size for name in found}
-    needed = sum(len(split) * sides[name] ** 2 * channels for name, split in found.items())
+    needed = sum(len(split) * math.prod(shapes[k].image_shape) for k, split in found.items())
     free = sources.free_memory()
-    if loader == "resident" and not cache and needed > free / 2:
+    if loader == "resident" and not cached and needed > free / 2:
         raise DataError(
             f"the decoded images need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are "
             "free. Fix: --config.data.loader=stream, or a smaller data.image_size"
         )
     if loader == "auto":
-        return not cache and needed > min(free / 2, resident_gb * 2**30)
-    return loader == "stream" and not cache
+        return not cached and needed > min(free / 2, resident_gb * 2**30)
+    return loader == "stream" and not cached
 
 
 def _cache_dir(cache: str) -> Path | None:

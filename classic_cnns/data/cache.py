@@ -3,8 +3,8 @@
 DIR/KEY/images.bin    (N, H, W, C) uint8
 DIR/KEY/manifest.json shape, SHA-256 of each chunk of images, files that could not be decoded
 
-KEY says which files (names, sizes, times of change), in which geometry. A cache is written beside
-its place and renamed when it is whole; a build that was interrupted goes on where it stopped.
+KEY says which files (names, sizes, times of change, or origin), in which geometry. A cache is
+written beside its place and renamed when it is whole; a build that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from classic_cnns.data.splits import Encoded, Split
 from classic_cnns.errors import DataError
 
 CHUNK = 256  # images whose pixels share one checksum
-VERSION = 1  # of the format and of what decoding yields
+VERSION = 2  # of the format and of what decoding yields
 
 Progress = Callable[[str, int], Callable[[int], None]]
 
@@ -47,7 +47,7 @@ def decode_splits(
 
     Args:
         splits, preprocess: by name.
-        directory: of all caches, or None; where it cannot be written, that is a warning.
+        directory: of all caches, or None.
         workers: see `decode_all`.
         skip, max_bad_fraction: see `report_bad`.
         progress: called with a text and a total; returns a function to call with what was done.
@@ -57,30 +57,22 @@ def decode_splits(
 
     Raises:
         DataError: see `report_bad`; over all splits at once.
+        OSError: the cache cannot be made.
     """
     out: dict[str, Split] = {}
-    warnings: list[str] = []
     reasons: dict[str, str] = {}
     for name, split in splits.items():
         images: Encoded = split.images
         advance = progress(f"decoding {name}", len(split)) if progress else None
-        found = None
-        if directory is not None:
-            try:
-                found = open_cache(
-                    images, preprocess[name], directory, workers=workers, progress=advance
-                )[:2]
-            except OSError as error:
-                why = error.strerror or error
-                warnings.append(f"no cache in {directory}: {why}; going on without")
-        pixels, bad = found or decode_all(
-            images, preprocess[name], workers=workers, progress=advance
-        )
+        how: dict[str, Any] = {"workers": workers, "progress": advance}
+        if directory is None:
+            pixels, bad = decode_all(images, preprocess[name], **how)
+        else:
+            pixels, bad = open_cache(images, preprocess[name], directory, **how)[:2]
         reasons |= {images.names[i]: reason for i, reason in bad.items()}
         out[name] = Split(pixels, split.labels).without(list(bad))
     total = sum(map(len, splits.values()))
-    once = dict.fromkeys(warnings)  # not for every split
-    return out, (*once, *report_bad(reasons, total, limit=max_bad_fraction, skip=skip))
+    return out, report_bad(reasons, total, limit=max_bad_fraction, skip=skip)
 
 
 def decode_all(
@@ -92,6 +84,7 @@ def decode_all(
     progress: Callable[[int], None] | None = None,
     start: int = 0,
     stop: int | None = None,
+    unread: list[OSError] | None = None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Decodes images with all cores.
 
@@ -102,10 +95,12 @@ def decode_all(
         workers: threads; 0 = one a core.
         progress: called with the number of images that have just been done.
         start, stop: a part of them.
+        unread: gets the errors of reading, which may be others next time.
 
     Returns:
         The array, and the reason for each image that could not be decoded, by number.
     """
+    unread = [] if unread is None else unread
     stop = len(images) if stop is None else stop
     if out is None:
         out = np.empty((len(images), *preprocess.image_shape), np.uint8)
@@ -118,6 +113,7 @@ def decode_all(
                 out[i] = preprocess(images.read(images.names[i]))
             except (ValueError, OSError) as error:
                 out[i] = 0
+                unread.extend([error] if isinstance(error, OSError) else [])
                 bad[i] = getattr(error, "strerror", None) or str(error)
         if progress:
             progress(last - first)
@@ -142,11 +138,10 @@ def open_cache(
         directory: of all caches.
 
     Returns:
-        (N, H, W, C) uint8 mapped read-only; bad files as in `decode_all`; and what was done, for
-        people.
+        (N, H, W, C) uint8 mapped read-only; bad files as in `decode_all`; what was done, in words.
 
     Raises:
-        OSError: no room or no permission; nothing half-made is left.
+        OSError: no room, no permission, or a file that cannot be read.
     """
     key = cache_key(images, preprocess)
     place = directory / key
@@ -165,18 +160,22 @@ def open_cache(
 
 
 def cache_key(images: Encoded, preprocess: Preprocess) -> str:
-    """Sixteen hexadecimal digits; other files or another geometry give others."""
+    """Sixteen hexadecimal digits; other files or another geometry give others. An OSError is raised
+    for a name that is of no file, of images without an origin.
+    """
     digest = hashlib.sha256(
         f"{VERSION} {preprocess.image_shape} {preprocess.mode} {preprocess.resize} "
         f"{preprocess.interpolation}".encode()
     )
     if preprocess.mode == "letterbox":
         digest.update(str(preprocess.mean).encode())
+    digest.update(images.origin.encode())
     for name in images.names:
         digest.update(os.fsencode(name))
-        with contextlib.suppress(OSError):
+        if not images.origin:
             stat = os.stat(name)
-            digest.update(f" {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            digest.update(f" {stat.st_size} {stat.st_mtime_ns}".encode())
+        digest.update(b"\n")
     return digest.hexdigest()[:16]
 
 
@@ -209,10 +208,13 @@ def _build(
                     if progress:
                         progress(stop - start)
                     continue
+                unread: list[OSError] = []
                 _, bad = decode_all(
                     images, preprocess, out=pixels, workers=workers, progress=progress,
-                    start=start, stop=stop,
+                    start=start, stop=stop, unread=unread,
                 )  # fmt: skip
+                if unread:
+                    raise unread[0]
                 recorded.append(beside.submit(record, chunk, pixels[start:stop], bad))
             for future in recorded:
                 future.result()
@@ -273,16 +275,13 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def report_bad(bad: dict[str, str], total: int, *, limit: float, skip: bool) -> tuple[str, ...]:
-    """What to say about files that could not be decoded.
+    """A warning about files that could not be decoded, or nothing.
 
     Args:
         bad: reasons by name.
         total: number of files.
         limit: share of them up to which they may be skipped.
         skip: whether they may be skipped at all.
-
-    Returns:
-        A warning, or nothing.
 
     Raises:
         DataError: names the files and the reasons.

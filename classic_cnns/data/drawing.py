@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from classic_cnns.data.sources import root_of
 from classic_cnns.data.splits import Split
 from classic_cnns.errors import DataError, printable
 
@@ -43,10 +44,9 @@ def draw_splits(
     note = _note(wanted, fractions, seed, listed, split_file)
     if not wanted:
         return found, {}, note
-    root = Path(dir).expanduser()
-    members = Members(found[base], root if root.is_dir() else root.parent)
+    members = Members(found[base], root_of(dir))
     left, drawn = np.arange(len(found[base])), {}
-    for name in wanted:
+    for name in sorted(wanted, key=lambda name: name not in listed):  # first what is not drawn
         if name in listed:
             part = members.find(listed[name], name, path)
         else:
@@ -90,7 +90,7 @@ def stratified_split(
 
     Args:
         labels: (N,) integers.
-        fraction: between 0 and 1.
+        fraction: between 0 and 1; of each class at least one image stays.
         seed: decides which; the split is a function of the labels, the fraction and the seed.
         classes: names for errors.
 
@@ -111,7 +111,8 @@ def stratified_split(
     for label, count in zip(present, counts, strict=True):
         members = np.flatnonzero(labels == label)
         rng = np.random.Generator(np.random.Philox(key=[seed, label]))
-        drawn[rng.permutation(members)[: max(1, round(fraction * count))]] = True
+        some = min(count - 1, max(1, round(fraction * count)))
+        drawn[rng.permutation(members)[:some]] = True
     return np.flatnonzero(~drawn), np.flatnonzero(drawn)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -95,29 +97,38 @@ def table(path: Path) -> tuple[Splits, tuple[str, ...]]:
     """
     if not path.is_file():
         raise DataError(f"data.dir: {path} is not a file. Fix: --config.data.dir=FILE.csv")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or []
-        if not {"path", "label"} <= set(columns):
-            raise DataError(
-                f"{path} has the columns {columns}. Fix: path,label or path,label,split"
-            )
-        rows = list(reader)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns, rows = reader.fieldnames or [], list(reader)
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path}: {error}. Fix: a CSV file in UTF-8") from error
+    if not {"path", "label"} <= set(columns):
+        raise DataError(f"{path} has the columns {columns}. Fix: path,label or path,label,split")
     problems, members = [], []
+    seen: dict[str, str] = {}
     for number, row in enumerate(rows, start=2):
         name, label, part = row["path"], row["label"], row.get("split") or "all"
+        part = SPLIT_KEYS.get(part, part)
         if not name or not label:
             problems.append(f"line {number}: an empty field")
         elif part not in ("all", *SPLIT_KEYS):
             problems.append(f"line {number}: unknown split {part!r}")
-        elif not (path.parent / name).is_file():
+        elif not os.path.isfile(path.parent / name):
             problems.append(f"line {number}: no file {name!r}")
-        members.append((SPLIT_KEYS.get(part, part), str(path.parent / (name or "")), label))
+        elif (part == "all" and name in seen) or seen.get(name, part) != part:
+            problems.append(f"line {number}: {name!r} once more, perhaps in another split")
+        seen[name] = part
+        members.append((part, str(path.parent / (name or "")), label))
     classes = tuple(sorted({label for *_, label in members if label}))
     if len(classes) < 2:
         problems.append("fewer than two classes")
     if len({part == "all" for part, *_ in members}) > 1:
         problems.append("some rows name a split and some do not")
+    parts = {label: {part for part, _, other in members if other == label} for label in classes}
+    for label, where in parts.items():
+        if not where & {"all", "train"}:
+            problems.append(f"no row of {label!r} is in train")
     if problems:
         shown = "; ".join(problems[:20])
         raise DataError(f"{path}: {len(problems)} problems: {shown}. Fix: the file")
@@ -138,9 +149,9 @@ def arrays(path: Path) -> tuple[Splits, tuple[str, ...]]:
         DataError: missing or contradictory arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as data, np.load(data, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: {error}. Fix: an .npz file without objects") from error
     pairs = {"all": ("images", "labels")}
     pairs |= {part: (f"x_{part}", f"y_{part}") for part in ("train", "val", "test")}
@@ -149,6 +160,9 @@ def arrays(path: Path) -> tuple[Splits, tuple[str, ...]]:
         if x not in found or y not in found:
             continue
         images, labels = found[x], found[y].reshape(-1)
+        if not len(labels) or (labels.dtype.kind in "iu" and not -1 < labels.max() < 2**31):
+            problems.append(f"{y} is empty, or has numbers that are none of classes")
+            continue
         images = images[..., None] if images.ndim == 3 else images
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
             problems.append(
@@ -161,8 +175,12 @@ def arrays(path: Path) -> tuple[Splits, tuple[str, ...]]:
         problems.append(f"it has {', '.join(found)}, not images and labels, or x_train and y_train")
     if problems:
         raise DataError(f"{path}: {'; '.join(problems)}. Fix: the file")
-    count = 1 + max(int(split.labels.max(initial=0)) for split in splits.values())
+    count = 1 + max(int(split.labels.max()) for split in splits.values())
     names = found.get("classes", np.arange(count))
+    if names.dtype.kind == "S":
+        names = np.char.decode(names, "utf-8", "replace")
+    if names.ndim != 1 or len(names) < 2:
+        raise DataError(f"{path}: fewer than two classes. Fix: the file")
     return splits, tuple(map(str, names.tolist()))
 
 
@@ -185,9 +203,17 @@ def default_dir(name: str) -> Path:
     return Path(cache, "classic_cnns", name)
 
 
+def root_of(dir: str) -> Path:
+    """The folder that names of files are relative to: `dir`, or the one it is in."""
+    path = Path(dir).expanduser()
+    return path if path.is_dir() else path.parent
+
+
 def free_memory() -> int:
-    """Bytes of memory that nobody uses."""
+    """Bytes of memory that can be had, those that only cache files included."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # not Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(found.split()[1]) * 1024
+    except (OSError, StopIteration):  # not Linux
         return 1 << 62

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,17 +22,19 @@ class Encoded:
     Attributes:
         names: a path or other name of each, for people and for fingerprints.
         read: the bytes of the image with a name.
+        origin: what the names are of, where they are none of files: other data, another text.
     """
 
     names: list[str]
     read: Callable[[str], bytes]
+    origin: str = ""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, indices: np.ndarray) -> Encoded:
         """Some of them, in the order asked for."""
-        return Encoded([self.names[i] for i in indices], self.read)
+        return Encoded([self.names[i] for i in indices], self.read, self.origin)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,8 +80,8 @@ class Dataset:
         train, val, test: disjoint splits; test is None when the source has none.
         classes: names, in the order of the labels.
         preprocess: what images go through, with the mean and deviation of their channels.
-        fingerprint: SHA-256 over all pixels and labels in order, or over names and labels while the
-            images are encoded: other pixels under an old name are not noticed then.
+        fingerprint: SHA-256 over all pixels and labels in order, or over names (in the folder) and
+            labels while the images are encoded: other pixels under an old name are not noticed.
         note: how the splits came about, for people.
         warnings: what was passed over, for people.
         drawn: members of each split that the source does not have, as in a `split_file`.
@@ -123,13 +127,15 @@ def check_labels(splits: dict[str, Split], num_classes: int) -> None:
             )
 
 
-def fingerprint(splits: dict[str, Split]) -> str:
-    """See `Dataset.fingerprint`."""
+def fingerprint(splits: dict[str, Split], root: Path) -> str:
+    """See `Dataset.fingerprint`; names are relative to `root`, so that a folder may move."""
+    prefix = f"{root}{os.sep}"
     digest = hashlib.sha256()
     for name in sorted(splits):
         images, labels = splits[name].images, splits[name].labels
         if isinstance(images, Encoded):
-            digest.update("\n".join([name, *images.names]).encode(errors="surrogateescape"))
+            names = [n.removeprefix(prefix) for n in images.names]
+            digest.update("\n".join([name, *names]).encode(errors="surrogateescape"))
         else:
             digest.update(f"{name}{images.shape}".encode())
             digest.update(np.ascontiguousarray(images).data)

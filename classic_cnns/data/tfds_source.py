@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,4 +144,6 @@ def _open_split(builder: Any, split: str, image: str, label: str) -> Split:
         except RuntimeError as error:  # a damaged shard
             raise ValueError(str(error).splitlines()[0]) from error
 
-    return Split(Encoded([f"{split} {i}" for i in range(len(source))], read), labels)
+    shards = sorted((p.name, p.stat().st_size) for p in Path(builder.data_path).iterdir())
+    origin = f"{builder.info.full_name} {shards}"
+    return Split(Encoded([f"{split} {i}" for i in range(len(source))], read, origin), labels)
