@@ -89,7 +89,7 @@ def advice(record: dict[str, Any], loaders: dict[str, Any]) -> list[str]:
     wait = record.get("input_wait", 0.0)
     if wait > 0.05 and not loaders["train"].data:
         lines.append(
-            f"WARNING {wait:.0%} of the time went to waiting for images. Fix: "
+            f"WARNING {wait:.0%} of the time went to waiting for images. Fix: in a new --workdir, "
             "--config.data.cache=default decodes each once, data.loader=resident keeps them all"
         )
     for name, loader in loaders.items():

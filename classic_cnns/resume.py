@@ -25,6 +25,17 @@ from classic_cnns.saved import SavedCheckpoints
 LENGTH = ("num_epochs", "num_steps")  # may grow with --extend
 
 
+def way_of_data(workdir: str | Path | None, config: ConfigDict) -> dict[str, str]:
+    """Arguments of `create_dataset` by which a run in a directory goes on streaming, or goes on
+    with decoded images, as it began, whatever memory is free now: the two need not train alike.
+    """
+    path = Path(workdir or "").expanduser() / "run.json"
+    streamed = rundir.read_json(path).get("streamed") if workdir and path.exists() else None
+    if streamed is True:
+        return {"loader": "stream", "cache": ""}
+    return {"loader": "resident"} if streamed is False and config.data.loader == "auto" else {}
+
+
 def check(
     workdir: Path, config: ConfigDict, dataset: Dataset, total_steps: int, *, extend: bool = False
 ) -> list[str] | None:
@@ -112,6 +123,7 @@ def write_new(
         "total_steps": total_steps,
         "data_fingerprint": dataset.fingerprint,
         "data": describe_data(dataset),
+        "streamed": dataset.train.encoded,
     }
     rundir.write_json(workdir / "run.json", info)
     if dataset.drawn:

@@ -89,11 +89,11 @@ def _train(
 ) -> tuple[TrainState, dict[str, Any]]:
     stopwatch = Stopwatch()
     # ---- data, model, optimiser: what can be wrong with them is found before the first write
-    dataset = config_lib.dataset_from(config, progress=decoding_bar)
+    way = resume.way_of_data(workdir, config)
+    dataset = config_lib.dataset_from(config, progress=decoding_bar, **way)
     source, options = config.model.pretrained, dict(config.model.options)
     start = find_start(source, config.model.name, options, workdir)
     dataset = start.normalize_as_before(dataset)
-    mean, std = dataset.preprocess.mean, dataset.preprocess.std
     model = config_lib.model_from(config, dataset.num_classes, dataset.image_shape, **start.fields)
     loss = config_lib.loss_from(config, dataset)
     augment = config_lib.augment_from(config, dataset)
@@ -161,8 +161,8 @@ def _train(
             bound = config, dataset, model, tx, augment, loss, config.ema_decay, numbers.seed
             return train_on(*tree, step=bind_step(*bound))
 
-        views = config.test_time_flip, config.test_time_shift
-        evaluate = create_evaluate(model, *views, mean=mean, std=std)
+        views, prepared = (config.test_time_flip, config.test_time_shift), dataset.preprocess
+        evaluate = create_evaluate(model, *views, mean=prepared.mean, std=prepared.std)
 
         # ---- loop
         display = Display(spans.total, lambda: stopwatch.read()["compile"])

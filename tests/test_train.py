@@ -12,6 +12,7 @@ from PIL import Image
 
 import classic_cnns
 from classic_cnns import rundir, train
+from classic_cnns.data import sources
 from classic_cnns.data.loaders import ResidentLoader, StreamLoader
 from classic_cnns.data.sources import fake
 from classic_cnns.durations import Durations, durations, next_event
@@ -129,16 +130,23 @@ def test_a_streamed_run_continues_to_the_bit(config, tmp_path, monkeypatch):
     config.data.update(source="folder", dir=str(tmp_path / "photos"), image_size=16)
     config.data.loader = "stream"
     whole, _ = classic_cnns.train_and_evaluate(config, tmp_path / "a")
+    config.data.loader = "auto"
     with monkeypatch.context() as context:
+        context.setattr(sources, "free_memory", lambda: 0)
         stop_at(8, context)
         with pytest.raises(Stop):
             classic_cnns.train_and_evaluate(config, tmp_path / "b")
+    # There is memory now, the folder has moved, and a cache is asked for: it streams as before.
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    config.data.update(dir=str(tmp_path / "moved"), cache=str(tmp_path / "cache"))
     parts, _ = classic_cnns.train_and_evaluate(config, tmp_path / "b")
+    assert not (tmp_path / "cache").exists()
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(whole), jax.device_get(parts))
     assert records(tmp_path / "a") == records(tmp_path / "b")
     assert len(records(tmp_path / "a")[-1]["eval_recall"]) == 10
 
-    config.data.loader = "resident"  # the same images, kept in memory: the same training
+    # The same images, kept in memory: the same training.
+    config.data.update(loader="resident", cache="")
     again, _ = classic_cnns.train_and_evaluate(config, tmp_path / "c")
     for a, b in zip(*map(jax.tree.leaves, (whole.params, again.params)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -406,6 +406,22 @@ def test_features_of_weights_for_images_of_another_size():
                 jax.eval_shape(run, variables, seen)
 
 
+def test_weights_for_grey_images_are_used_again(tmp_path, capsys):
+    model = create_model("resnet20_cifar", 10)
+    variables = seeded_variables(model, 32, channels=1)
+    preprocess = Preprocess((32, 32, 1), mean=(0.3,), std=(0.2,))
+    export_weights(
+        LoadedRun(model, variables, tuple("0123456789"), preprocess, 0),
+        "akamaster",
+        tmp_path / "x.npz",
+    )
+    run, _ = load_weights(tmp_path / "x.npz", "resnet20_cifar")
+    assert len(run.preprocess.mean) == len(run.preprocess.std) == 1
+    save_bundle(run, "resnet20_cifar", tmp_path / "run")
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--data", "digits"]) == 0
+    assert "drawn class by class" in capsys.readouterr().out
+
+
 def test_a_head_of_another_size_is_not_exported(tmp_path):
     model = create_model("lenet5", 10)
     run = LoadedRun(model, random_variables(model, 64), tuple("0123456789"), None, 0)

@@ -110,6 +110,9 @@ def load_weights(
     if first is not None and first.ndim == 4:
         channels = first.shape[2] if chosen.name == "keras" else first.shape[1]
         preprocessing["image_shape"] = (*preprocessing["image_shape"][:2], channels)
+        if channels != 3:
+            even = {k: [sum(preprocessing[k]) / 3] * channels for k in ("mean", "std")}
+            preprocessing |= even
     shape = preprocessing["image_shape"]
     init = jax.jit(network.init) if exclude or partial else None
     if init:
