@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from classic_cnns.data.sources import free_memory
@@ -26,7 +25,7 @@ def step_bytes(task: Task, tx: optax.GradientTransformation, batch_size: int) ->
     """
     split, integer = task.dataset.train, jnp.int32
     item = {k: jax.ShapeDtypeStruct((batch_size,), integer) for k in ("index", "epoch")}
-    if split.encoded or isinstance(split.images, np.memmap):
+    if split.encoded or split.mapped:
         data: dict[str, Any] = {}
         shape = (batch_size, *task.dataset.image_shape)
         item |= {"image": jax.ShapeDtypeStruct(shape, jnp.uint8), "label": item["index"]}

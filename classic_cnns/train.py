@@ -175,8 +175,8 @@ def _train(
         stack.enter_context(display)
         stop = stack.enter_context(signals.watch(grace, deadline))
         validate = functools.partial(evaluate, loader=loaders["val"], stop=stop.requested)
+        draw_schedule(schedule, spans, workdir / "schedule.png", workdir.name)
         if step == 0:
-            draw_schedule(schedule, spans, workdir / "schedule.png", workdir.name)
             first = fetch(loaders["train"].data, loaders["train"].train(0))
             draw_first_batch(first, augment, config.seed, dataset.classes, workdir)
             how = config.optimizer.name, float(schedule(0)), config.watch_gradient

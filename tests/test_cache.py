@@ -10,9 +10,11 @@ from PIL import Image
 
 from classic_cnns.data import cache, create_dataset, sources
 from classic_cnns.data.decode import read_file
+from classic_cnns.data.loaders import StreamLoader, create_loader
 from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.data.splits import Encoded
 from classic_cnns.errors import DataError
+from classic_cnns.sharding import create_mesh
 
 PREPROCESS = Preprocess((8, 8, 3))
 
@@ -204,4 +206,15 @@ def test_skipped_files_are_left_out_of_the_split(folder):
     )
     assert len(data.train) + len(data.val) + len(data.test) == 19
     assert "a/0.png" in data.warnings[0]
+    mapped = create_dataset(
+        "folder", dir=str(folder), image_size=8, on_bad_image="skip", max_bad_fraction=0.5,
+        cache=str(folder.parent / "c"),
+    )  # fmt: skip
+    assert mapped.fingerprint == data.fingerprint
+    for name, split in mapped.splits.items():
+        loader = create_loader(split, 8, seed=0, mesh=create_mesh(8), preprocess=data.preprocess)
+        assert isinstance(loader, StreamLoader)  # from the file, not from a copy in memory
+        seen = [np.asarray(item["image"]) for item in loader.evaluation()]
+        expected = data.splits[name].images
+        np.testing.assert_array_equal(np.concatenate(seen)[: len(expected)], expected)
     assert all(split.images[..., 1].min() == 100 for split in data.splits.values())

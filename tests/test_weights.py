@@ -115,9 +115,13 @@ def test_dialects_are_told_apart():
     model = create_model("resnet18", 10)
     variables = random_variables(model, 32)
     for d in dialects(model):
-        assert detect(model, set(to_theirs(variables, d))).name == d.name
+        assert detect(model, to_theirs(variables, d)).name == d.name
+    vgg = create_model("vgg11", 10, head="mlp")
+    shapes = jax.eval_shape(vgg.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    blank = jax.tree.map(lambda p: np.broadcast_to(np.float32(0), p.shape), dict(shapes))
+    assert detect(vgg, to_theirs(blank, dialect(vgg, "weiaicunzai"))).name == "weiaicunzai"
     with pytest.raises(DataError, match="names are of another network"):
-        detect(model, {"encoder.0.weight"})
+        detect(model, {"encoder.0.weight": NUMBERS})
     with pytest.raises(ConfigError, match='did you mean "torchvision"'):
         dialect(model, "torchvison")
 
@@ -234,7 +238,7 @@ def test_real_files():
     for depth in (20, 32, 44, 56):
         theirs = unwrap(read_torch(next(REAL.glob(f"resnet{depth}-*.th"))))
         model = create_model(f"resnet{depth}_cifar", 10)
-        d = detect(model, set(theirs))
+        d = detect(model, theirs)
         out, _ = from_theirs(model, random_variables(model, 32), theirs, d)
         back = to_theirs(out, d)
         assert back.keys() == theirs.keys()
@@ -424,8 +428,18 @@ def test_weights_for_grey_images_are_used_again(tmp_path, capsys):
 
 def test_a_head_of_another_size_is_not_exported(tmp_path):
     model = create_model("lenet5", 10)
-    run = LoadedRun(model, random_variables(model, 64), tuple("0123456789"), None, 0)
+    preprocess = Preprocess((64, 64, 3))
+    run = LoadedRun(model, random_variables(model, 64), tuple("0123456789"), preprocess, 0)
     with pytest.raises(DataError, match="Fix: --to=safetensors"):
         export_weights(run, "torch", tmp_path / "x.npz")
+    for name, fields, text in (
+        ("googlenet", {}, "torchvision has another network in 9 arrays: inception3a/b3"),
+        ("resnet18", {"bn_epsilon": 1e-2, "stem": "imagenet"}, "epsilon 1e-05, this .* 0.01"),
+    ):
+        model = create_model(name, 10, **fields)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+        run = LoadedRun(model, dict(shapes), tuple("0123456789"), preprocess, 0)
+        with pytest.raises(ConfigError, match=text):
+            export_weights(run, "torchvision", tmp_path / "x.npz")
     with pytest.raises(ConfigError, match="exclude='\\['"):
         load_weights(tmp_path / "x.npz", "lenet5", exclude="[")

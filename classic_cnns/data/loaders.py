@@ -245,7 +245,7 @@ def create_loader(split: Split, batch_size: int, **settings: Any) -> Loader:
         split, batch_size: see the loaders.
         **settings: of `StreamLoader`; those that a `ResidentLoader` has no use for are left out.
     """
-    if split.encoded or isinstance(split.images, np.memmap):
+    if split.encoded or split.mapped:
         return StreamLoader(split, batch_size, **settings)
     used = {k: v for k, v in settings.items() if k in ("seed", "mesh", "balanced")}
     return ResidentLoader(split, batch_size, **used)

@@ -93,7 +93,7 @@ def load_weights(
     tag = str(path) if is_tag(path) else ""
     theirs = read_weights(fetch_pretrained(name, tag) if tag else path)
     blank = create_model(name, num_classes or 10, **fields)
-    chosen = dialects_lib.dialect(blank, dialect) if dialect else detect(blank, set(theirs))
+    chosen = dialects_lib.dialect(blank, dialect) if dialect else detect(blank, theirs)
     fields = {**_fields(blank, chosen, theirs), **fields}
     head = theirs.get(str(key_of(chosen, "head", "bias")))
     num_classes = num_classes or (len(head) if head is not None and head.ndim == 1 else 0)
@@ -198,7 +198,7 @@ def export_weights(run: LoadedRun, dialect: str, path: str | Path) -> Path:
         arrays = {"/".join(k): np.asarray(v) for k, v in flatten_dict(run.variables).items()}
     else:
         chosen = dialects_lib.dialect(run.model, dialect)
-        _check_stride(run.model, chosen)
+        _check_same(run, chosen)
         if dialect == "keras":
             arrays = with_biases(to_theirs(_reversed_channels(run.variables), chosen))
         else:
@@ -214,8 +214,37 @@ def export_weights(run: LoadedRun, dialect: str, path: str | Path) -> Path:
     return path
 
 
-def _check_stride(model: nn.Module, dialect: dialects_lib.Dialect) -> None:
-    """Refuses what would load there without a word and compute something else."""
+def _check_same(run: LoadedRun, dialect: dialects_lib.Dialect) -> None:
+    """Refuses what would load there without a word and compute something else, or not load."""
+    model = run.model
+    fix = "Fix: --to=safetensors, which is exact"
+    if hasattr(model, "bn_epsilon"):
+        default = type(model).__dataclass_fields__["bn_epsilon"].default
+        theirs = dialect.fields.get("bn_epsilon", default)
+        if abs(model.bn_epsilon / theirs - 1) > 0.01:  # Keras has 1.001e-5
+            raise ConfigError(
+                f"{dialect.name} normalises with epsilon {theirs:g}, this network with "
+                f"{model.bn_epsilon:g}. {fix}"
+            )
+    shapes = {
+        "/".join(path): leaf.shape for path, leaf in flatten_dict(dict(run.variables)).items()
+    }
+    like = jax.eval_shape(
+        model.clone(**dialect.fields).init,
+        jax.random.key(0),
+        jnp.zeros((1, *run.preprocess.image_shape)),
+    )
+    wanted = {"/".join(path): leaf.shape for path, leaf in flatten_dict(dict(like)).items()}
+    other = [
+        f"{name.split('/', 1)[1]}: {shapes[name]}, {wanted.get(name, 'absent')} there"
+        for name in shapes
+        if shapes[name] != wanted.get(name)
+    ]
+    if other:
+        raise ConfigError(
+            f"{dialect.name} has another network in {len(other)} arrays: "
+            f"{'; '.join(other[:5])}. {fix}"
+        )
     if not isinstance(model, ResNet) or model.block != "bottleneck":
         return
     theirs = dialect.fields.get("bottleneck_stride", "3x3")

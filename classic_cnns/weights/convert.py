@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,14 +20,8 @@ from classic_cnns.weights.program import short
 
 Flat = dict[str, np.ndarray]
 _CONTAINERS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "net",
-    "state_dict_ema",
-    "model_ema",
-    "params",
-)
+    "state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "params",
+)  # fmt: skip
 _PREFIXES = ("module.", "_orig_mod.")
 
 # Our leaf → theirs. PyTorch calls a scale and a kernel "weight"; Keras has its own words.
@@ -103,8 +99,8 @@ def unwrap(value: Any) -> Flat:
     return out
 
 
-def detect(model: nn.Module, keys: set[str]) -> Dialect:
-    """The dialect that names most of the keys.
+def detect(model: nn.Module, keys: Mapping[str, np.ndarray]) -> Dialect:
+    """The dialect that names most of the keys; of equals one whose classifier takes as many values.
 
     Raises:
         DataError: none names any.
@@ -115,7 +111,13 @@ def detect(model: nn.Module, keys: set[str]) -> Dialect:
         shaped = model.clone(**dialect.fields)
         ours = {"/".join(path[:-1]) for path in _leaves(shaped)}
         theirs = {dialect.layer(o) for o in ours}
-        scores.append((len(theirs & layers) - len(theirs - layers) / 1000, dialect))
+        other = sum(
+            keys[key].shape[1:] != (math.prod(size),)
+            for layer, size in dialect.flatten.items()
+            if (key := str(key_of(dialect, layer, "kernel"))) in keys
+        )
+        score = len(theirs & layers) - len(theirs - layers) / 1000 - other / 100
+        scores.append((score, dialect))
     best, dialect = max(scores, key=lambda s: s[0])
     if best <= 0:
         some = ", ".join(sorted(keys)[:5])
