@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import classic_cnns
 from classic_cnns.logging import read_records
@@ -89,3 +90,30 @@ def test_killed_and_continued_is_the_same(tmp_path):
     assert files("a") == files("b")
     a, b = (classic_cnns.load(tmp_path / name, "latest").variables for name in "ab")
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("while_importing", ["absl", "jax", "flax"])
+def test_ctrl_c_while_libraries_start(while_importing, tmp_path):
+    script = f"""
+import os, runpy, signal, sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "{while_importing}":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+sys.argv = [{str(ROOT / "main.py")!r}, "--workdir={tmp_path / "run"}"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "STOPPED by SIGINT before the training began\n"
+
+
+def test_help_lists_the_flags():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for text in ("python main.py --config=configs/resnet34.py", "--workdir", "--config.FIELD"):
+        assert text in done.stdout
