@@ -217,14 +217,13 @@ def export_weights(run: LoadedRun, dialect: str, path: str | Path) -> Path:
 def _check_same(run: LoadedRun, dialect: dialects_lib.Dialect) -> None:
     """Refuses what would load there without a word and compute something else, or not load."""
     model = run.model
-    fix = "Fix: --to=safetensors, which is exact"
     if hasattr(model, "bn_epsilon"):
         default = type(model).__dataclass_fields__["bn_epsilon"].default
         theirs = dialect.fields.get("bn_epsilon", default)
         if abs(model.bn_epsilon / theirs - 1) > 0.01:  # Keras has 1.001e-5
             raise ConfigError(
                 f"{dialect.name} normalises with epsilon {theirs:g}, this network with "
-                f"{model.bn_epsilon:g}. {fix}"
+                f"{model.bn_epsilon:g}. Fix: --to=safetensors, which is exact"
             )
     shapes = {
         "/".join(path): leaf.shape for path, leaf in flatten_dict(dict(run.variables)).items()
@@ -243,7 +242,7 @@ def _check_same(run: LoadedRun, dialect: dialects_lib.Dialect) -> None:
     if other:
         raise ConfigError(
             f"{dialect.name} has another network in {len(other)} arrays: "
-            f"{'; '.join(other[:5])}. {fix}"
+            f"{'; '.join(other[:5])}. Fix: --to=safetensors, which is exact"
         )
     if not isinstance(model, ResNet) or model.block != "bottleneck":
         return
