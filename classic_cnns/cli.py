@@ -211,8 +211,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     shift = config.get("test_time_shift")
     views = config.get("test_time_flip") is True, shift if isinstance(shift, int) else 0
     result = evaluate_run(run, loader, dataset.classes, *views)
-    images = len(split) - len(loader.bad)
-    print("RESULT " + json.dumps({"split": args.split, "images": images, **result}))
+    print("RESULT " + json.dumps({"split": args.split, "images": loader.readable, **result}))
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -48,11 +48,6 @@ FREE = (
 )
 
 
-def keeps_averages(config: ConfigDict) -> bool:
-    """Whether the state has `ema`: moving averages of the weights, or those of schedule_free."""
-    return config.ema_decay > 0 or config.optimizer.schedule_free > 0
-
-
 def dataset_from(config: ConfigDict, **overrides: Any) -> Dataset:
     """The dataset of `config.data`, see `create_dataset` for what else it takes."""
     settings = config.data.to_dict()

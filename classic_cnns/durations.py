@@ -80,8 +80,7 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
     early = config.early_stopping
     if config.optimizer.schedule_free and (config.ema_decay or config.optimizer.lookahead_steps):
         problems.append("optimizer.schedule_free averages. Fix: no ema_decay, no lookahead_steps")
-    averages = config.ema_decay > 0 or config.optimizer.schedule_free > 0
-    watched = [m for m in WATCHED if averages or not m.startswith("ema_")]
+    watched = [m for m in WATCHED if keeps_averages(config) or not m.startswith("ema_")]
     if early.patience and early.metric not in watched:
         problems.append(f'early_stopping.metric "{early.metric}": {nearest(early.metric, watched)}')
     if early.mode not in ("auto", "max", "min"):
@@ -102,3 +101,8 @@ def durations(config: ConfigDict, train_size: int) -> Durations:
     if problems:
         raise ConfigError(f"training: {'; '.join(problems)}")
     return result
+
+
+def keeps_averages(config: ConfigDict) -> bool:
+    """Whether the state has `ema`: moving averages of the weights, or those of schedule_free."""
+    return config.ema_decay > 0 or config.optimizer.schedule_free > 0

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from classic_cnns.data.loaders import Loader, StreamLoader
+from classic_cnns.data.loaders import Loader
 from classic_cnns.data.mixing import Batch
 from classic_cnns.errors import ClassicCNNsWarning, ConfigError
 from classic_cnns.loading import LoadedRun
@@ -63,11 +63,8 @@ def create_evaluate(
             before, sums = sums, compiled(sums, state, batch)
             jax.block_until_ready(before)  # so that `stop` is asked while the device computes
         sums = jax.device_get(sums)
-        names: Sequence[str] = ()
-        if isinstance(loader, StreamLoader) and loader.bad:
-            names = loader.split.images.names
-        counted = loader.size - sum(name in loader.bad for name in names)
-        assert jax.process_count() > 1 or int(sums.accuracy.count) == counted, "an image was lost"
+        counted = int(sums.accuracy.count)
+        assert jax.process_count() > 1 or counted == loader.readable, "an image was lost"
         return sums.summary()
 
     return evaluate

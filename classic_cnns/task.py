@@ -18,7 +18,7 @@ from classic_cnns import config as config_lib
 from classic_cnns import rules
 from classic_cnns.data import Dataset
 from classic_cnns.data.augment import Augment
-from classic_cnns.durations import Durations, durations
+from classic_cnns.durations import Durations, durations, keeps_averages
 from classic_cnns.errors import DataError
 from classic_cnns.losses import Loss
 from classic_cnns.sharding import check_batch_size, create_mesh
@@ -98,7 +98,7 @@ class Task:
     @property
     def ema(self) -> bool:
         """Whether the state has averages."""
-        return config_lib.keeps_averages(self.config)
+        return keeps_averages(self.config)
 
     def step(self, tx: optax.GradientTransformation) -> Callable[..., Any]:
         """`train_step` with everything bound but the state and the batch."""

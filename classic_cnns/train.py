@@ -19,7 +19,7 @@ from classic_cnns import mirror as mirror_lib
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.diagnose import draw_first_batch, draw_schedule, explain_non_finite
-from classic_cnns.durations import durations, next_event
+from classic_cnns.durations import durations, keeps_averages, next_event
 from classic_cnns.errors import NonFiniteError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.header import advice, describe
@@ -101,7 +101,7 @@ def _train(
     check_batch_size(config.batch_size, mesh, config.accumulate_steps)
     spans = durations(config, len(dataset.train))
     tx, schedule = config_lib.optimizer_from(config, spans)
-    ema = config_lib.keeps_averages(config)
+    ema = keeps_averages(config)
     abstract = {
         "state": abstract_train_state(model, tx, dataset.image_shape, ema=ema),
         "progress": jax.eval_shape(Progress.empty),

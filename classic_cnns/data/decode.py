@@ -196,7 +196,8 @@ def _has_exif(data: bytes) -> bool:
 
 def _orientation(exif: Image.Exif) -> int:
     """1 to 8; what is no such number says nothing, as for Pillow."""
-    return {n: n for n in range(1, 9)}.get(exif.get(0x0112, 1), 1)
+    turn = exif.get(0x0112, 1)
+    return int(turn) if turn in range(1, 9) else 1
 
 
 def _give_back_memory() -> None:

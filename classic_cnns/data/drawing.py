@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,8 +126,7 @@ class Members:
     def __init__(self, split: Split, root: Path) -> None:
         self._names: list[str] | None = None
         if split.encoded:
-            prefix = f"{root}{os.sep}"
-            self._names = [name.removeprefix(prefix) for name in split.images.names]
+            self._names = split.images.names_in(root)
         self._count = len(split)
 
     def of(self, indices: np.ndarray) -> list[Any]:

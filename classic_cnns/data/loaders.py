@@ -55,6 +55,7 @@ class ResidentLoader:
         self.data: Batch = replicate({"image": split.images, "label": split.labels}, mesh)
         self._step = _step_by_step(self.order)
         self.bad: dict[str, str] = {}
+        self.readable = self.size  # images that an evaluation counts
 
     def train(self, step: int, count: int = 1, room: int = 0) -> Batch:
         """Item of one step, or of `count` steps with a leading axis. With `room` for so many steps
@@ -131,6 +132,12 @@ class StreamLoader:
         self._next, self._stream = -1, iter(())  # type: tuple[int, Iterator[Batch]]
         if split.encoded:
             _one_thread_a_call()
+
+    @property
+    def readable(self) -> int:
+        """Images that an evaluation counts: all but those known to be bad."""
+        names = self.split.images.names if self.bad else ()
+        return self.size - sum(name in self.bad for name in names)
 
     def train(self, step: int, count: int = 1, room: int = 0) -> Batch:
         """Item of one step; steps asked for one after another are ready by then."""

@@ -125,10 +125,8 @@ def table(path: Path) -> tuple[Splits, tuple[str, ...]]:
         problems.append("fewer than two classes")
     if len({part == "all" for part, *_ in members}) > 1:
         problems.append("some rows name a split and some do not")
-    parts = {label: {part for part, _, other in members if other == label} for label in classes}
-    for label, where in parts.items():
-        if not where & {"all", "train"}:
-            problems.append(f"no row of {label!r} is in train")
+    trained = {label for part, _, label in members if part in ("all", "train")}
+    problems += [f"no row of {label!r} is in train" for label in classes if label not in trained]
     if problems:
         shown = "; ".join(problems[:20])
         raise DataError(f"{path}: {len(problems)} problems: {shown}. Fix: the file")

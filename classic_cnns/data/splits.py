@@ -36,6 +36,11 @@ class Encoded:
         """Some of them, in the order asked for."""
         return Encoded([self.names[i] for i in indices], self.read, self.origin)
 
+    def names_in(self, root: Path) -> list[str]:
+        """Names of files relative to a folder that holds them, others as they are."""
+        prefix = f"{root}{os.sep}"
+        return [name.removeprefix(prefix) for name in self.names]
+
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
@@ -152,13 +157,12 @@ def check_labels(splits: dict[str, Split], num_classes: int) -> None:
 
 def fingerprint(splits: dict[str, Split], root: Path) -> str:
     """See `Dataset.fingerprint`; names are relative to `root`, so that a folder may move."""
-    prefix = f"{root}{os.sep}"
     digest = hashlib.sha256()
     for name in sorted(splits):
         images, labels = splits[name].images, splits[name].labels
         if isinstance(images, Encoded):
-            names = [n.removeprefix(prefix) for n in images.names]
-            digest.update("\n".join([name, *names]).encode(errors="surrogateescape"))
+            names = "\n".join([name, *images.names_in(root)])
+            digest.update(names.encode(errors="surrogateescape"))
         else:
             digest.update(f"{name}{images.shape}".encode())
             for start in range(0, len(labels), 1024):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import flax.linen as nn
 
@@ -111,11 +111,12 @@ def create_model(name: str, num_classes: int = 1000, **kwargs: Any) -> nn.Module
         if not wrong:
             raise
         raise ConfigError(f"{name} has no field {', '.join(wrong)}") from error
-    choices = {k: get_args(v) for k, v in get_type_hints(type(model)).items()}
+    hints = get_type_hints(type(model))
+    choices = {k: get_args(hints[k]) for k in kwargs if get_origin(hints[k]) is Literal}
     wrong = [
-        f'{k}="{v}" ({nearest(str(v), choices[k])})'
-        for k, v in kwargs.items()
-        if all(isinstance(c, str) for c in choices[k] or (0,)) and v not in choices[k]
+        f'{k}="{kwargs[k]}" ({nearest(str(kwargs[k]), valid)})'
+        for k, valid in choices.items()
+        if kwargs[k] not in valid
     ]
     if wrong:
         raise ConfigError(f"{name} has no {', '.join(wrong)}")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from classic_cnns import rundir
+from classic_cnns import manifest, rundir
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.errors import ConfigError, DataError, WorkdirError
@@ -219,25 +219,19 @@ def _check_same(run: LoadedRun, dialect: dialects_lib.Dialect) -> None:
     model = run.model
     if hasattr(model, "bn_epsilon"):
         default = type(model).__dataclass_fields__["bn_epsilon"].default
-        theirs = dialect.fields.get("bn_epsilon", default)
-        if abs(model.bn_epsilon / theirs - 1) > 0.01:  # Keras has 1.001e-5
+        epsilon = dialect.fields.get("bn_epsilon", default)
+        if abs(model.bn_epsilon / epsilon - 1) > 0.01:  # Keras has 1.001e-5
             raise ConfigError(
-                f"{dialect.name} normalises with epsilon {theirs:g}, this network with "
+                f"{dialect.name} normalises with epsilon {epsilon:g}, this network with "
                 f"{model.bn_epsilon:g}. Fix: --to=safetensors, which is exact"
             )
-    shapes = {
-        "/".join(path): leaf.shape for path, leaf in flatten_dict(dict(run.variables)).items()
-    }
-    like = jax.eval_shape(
-        model.clone(**dialect.fields).init,
-        jax.random.key(0),
-        jnp.zeros((1, *run.preprocess.image_shape)),
-    )
-    wanted = {"/".join(path): leaf.shape for path, leaf in flatten_dict(dict(like)).items()}
+    shape = (1, *run.preprocess.image_shape)
+    there = jax.eval_shape(model.clone(**dialect.fields).init, jax.random.key(0), jnp.zeros(shape))
+    ours, theirs = manifest.shapes(dict(run.variables)), manifest.shapes(dict(there))
     other = [
-        f"{name.split('/', 1)[1]}: {shapes[name]}, {wanted.get(name, 'absent')} there"
-        for name in shapes
-        if shapes[name] != wanted.get(name)
+        f"{name.split('/', 1)[1]}: {ours[name]}, {theirs.get(name, 'absent')} there"
+        for name in ours
+        if ours[name] != theirs.get(name)
     ]
     if other:
         raise ConfigError(
