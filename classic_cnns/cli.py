@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None) -> int:
 
     convert = commands.add_parser("convert", help="weights of other libraries, in and out")
     convert.add_argument("source", type=Path, help="a weight file, or with --to a run directory")
-    convert.add_argument("--model", help="the network that the file is for")
+    convert.add_argument(
+        "--model", default="", help="the network that the file is for, if it does not say so itself"
+    )
     convert.add_argument(
         "--out", type=Path, required=True, help="new run directory, or with --to a file"
     )
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         "--partial", action="store_true", help="allow missing and left-over arrays"
     )
     convert.add_argument("--num-classes", type=int, default=0)
+    convert.add_argument("--ema", action="store_true", help="with --to: the averaged weights")
     convert.set_defaults(run=_convert, on_device=False)
 
     evaluate = commands.add_parser("evaluate", help="accuracy of a run or of converted weights")
@@ -165,10 +168,11 @@ def _convert(args: argparse.Namespace) -> None:
 
     if args.to:
         dialect = "ours" if args.to == "safetensors" else args.to
-        print(weights.export_weights(loading.load(args.source), dialect, args.out))
+        run = loading.load(args.source, ema=args.ema)
+        path = weights.export_weights(run, dialect, args.out)
+        print(f"images     {run.preprocess}")
+        print(path)
         return
-    if not args.model:
-        raise ConfigError("--model is missing. Fix: --model=resnet50, say; see classic-cnns models")
     run, report = weights.load_weights(
         args.source,
         args.model,
@@ -178,7 +182,7 @@ def _convert(args: argparse.Namespace) -> None:
         partial=args.partial,
     )
     print(report)
-    print(weights.save_bundle(run, args.model, args.out, source=args.source.name))
+    print(weights.save_bundle(run, args.out, source=args.source.name))
 
 
 def _evaluate(args: argparse.Namespace) -> None:

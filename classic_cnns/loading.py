@@ -30,6 +30,7 @@ class LoadedRun:
         classes: names, in the order of the logits.
         preprocess: what images go through, see `data.Preprocess`.
         step: of the checkpoint.
+        name: of the network, see `list_models`.
     """
 
     model: nn.Module
@@ -37,6 +38,7 @@ class LoadedRun:
     classes: tuple[str, ...]
     preprocess: Preprocess
     step: int
+    name: str
 
 
 def load(
@@ -83,6 +85,7 @@ def load(
         classes=tuple(info["classes"]),
         preprocess=preprocess,
         step=step,
+        name=saved["model"]["name"],
     )
 
 

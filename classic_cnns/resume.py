@@ -178,6 +178,7 @@ class Notes:
     """What a checkpoint remembers beside its arrays.
 
     Attributes:
+        total: steps that the training was to have; 0 = nobody says.
         epoch_sums: of the epoch so far.
         best: step and validation accuracy of the best evaluation, the earliest of equals.
         best_ema: the same for the averaged weights.
@@ -189,6 +190,7 @@ class Notes:
         rate_scale: factor of the learning rate that they left.
     """
 
+    total: int = 0
     epoch_sums: EpochSums = dataclasses.field(default_factory=EpochSums)
     best: dict[str, Any] = dataclasses.field(
         default_factory=lambda: {"step": 0, "eval_accuracy": -1.0}
@@ -204,8 +206,14 @@ class Notes:
     rate_scale: float = 1.0
 
 
-def read_notes(step: int, notes: dict[str, Any]) -> Notes:
+def read_notes(step: int, notes: dict[str, Any], total: int = 0) -> Notes:
     """Notes from a manifest.
+
+    Args:
+        step: of the checkpoint.
+        notes: of its manifest.
+        total: steps that the training is to have now. Where those are more than it was to have, a
+            training that was stopped early goes on, with all its patience.
 
     Raises:
         WorkdirError: something is missing or of the wrong type.
@@ -215,13 +223,15 @@ def read_notes(step: int, notes: dict[str, Any]) -> Notes:
             {"step": int(b["step"]), "eval_accuracy": float(b["eval_accuracy"])}
             for b in (notes["best"], notes["best_ema"])
         )
+        extended = 0 < int(notes.get("total", 0)) < total
         return Notes(
+            total=total,
             epoch_sums=EpochSums(**{k: float(v) for k, v in notes["epoch_sums"].items()}),
             best=best,
             best_ema=ema,
             target=None if notes["target"] is None else float(notes["target"]),
-            waited=int(notes["waited"]),
-            ended=str(notes["ended"]),
+            waited=0 if extended else int(notes["waited"]),
+            ended="" if extended else str(notes["ended"]),
             unevaluated=bool(notes["unevaluated"]),
             rollbacks=int(notes["rollbacks"]),
             rate_scale=float(notes["rate_scale"]),

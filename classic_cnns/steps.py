@@ -245,7 +245,7 @@ def train_on(
             metrics = jax.tree.map(lambda a, b: jnp.where(skipped, a, b), progress.metrics, metrics)
         new = new_state, Progress(metrics=metrics, finite=finite)
         old = state, progress.replace(finite=finite)  # type: ignore[attr-defined]
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), None
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b).astype(b.dtype), new, old), None
 
     def numbered(i: jax.Array, carry: tuple[TrainState, Progress]) -> Any:
         return one(carry, {k: item[k][i] for k in ("index", "epoch")})[0]

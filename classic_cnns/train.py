@@ -130,7 +130,7 @@ def _train(
         # ---- state: fresh, or the newest sound checkpoint
         restored = checkpoints.restore_newest(abstract)
         if restored is None:
-            step, notes = 0, resume.Notes()
+            step, notes = 0, resume.Notes(total=spans.total)
             given = given or from_images(model, dataset)
             state = create_train_state(
                 model, tx, dataset.image_shape, seed=config.seed, mesh=mesh, given=given, ema=ema
@@ -138,7 +138,7 @@ def _train(
             progress = replicate(Progress.empty(), mesh)
         else:
             step, tree, saved_notes = restored
-            notes = resume.read_notes(step, saved_notes)
+            notes = resume.read_notes(step, saved_notes, spans.total)
             manifest = checkpoints.manifest(step)
             resume.check_manifest(step, manifest["run"], facts)
             stopwatch.go_on(manifest["saved"], alive=rundir.last_alive(workdir))

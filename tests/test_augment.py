@@ -248,13 +248,13 @@ def test_resized_crop_draws_area_and_ratio_evenly():
     assert [b.tolist() for b in box] == [[0] * 5, [0] * 5, [20] * 5, [90] * 5]
 
 
-def affine_reference(image, matrix):
-    """Nearest pixel in float64, and where two pixels are equally near to within 1/500."""
+def affine_reference(image, matrix, margin=0.002):
+    """Nearest pixel in float64, and where two pixels are equally near to within a margin."""
     h, w = image.shape[:2]
     y, x = np.mgrid[:h, :w]
     place = np.stack([x - (w - 1) / 2, y - (h - 1) / 2, np.ones((h, w))])
     col, row = np.tensordot(matrix, place, 1) + np.array([(w - 1) / 2, (h - 1) / 2])[:, None, None]
-    unclear = (abs(col % 1 - 0.5) < 0.002) | (abs(row % 1 - 0.5) < 0.002)
+    unclear = (abs(col % 1 - 0.5) < margin) | (abs(row % 1 - 0.5) < margin)
     col, row = (np.floor(v + 0.5).astype(int) for v in (col, row))
     inside = (col >= 0) & (col < w) & (row >= 0) & (row < h)
     out = image[np.clip(row, 0, h - 1), np.clip(col, 0, w - 1)]
@@ -281,6 +281,19 @@ def test_affine_maps_are_exact(h, w):
         assert unclear.mean() < 0.15
     np.testing.assert_array_equal(out[3], images[3])
     np.testing.assert_array_equal(out[6], images[6, ::-1, ::-1])
+
+
+def test_the_largest_images_of_affine_maps():
+    side = 2000
+    image = noise(1, side)
+    for x, y in ((0.99, 0), (-0.99, 0), (0, 0.99), (0, -0.99)):
+        matrix = geometry.shear(x, y, side, side)
+        expected, unclear = affine_reference(image[0], matrix, 0.01)
+        (got,) = np.asarray(jit(geometry.affine)(image, matrix[None]))
+        np.testing.assert_array_equal(got[~unclear], expected[~unclear])
+        assert unclear.mean() < 0.05
+    with pytest.raises(ConfigError, match="2001×16 px cannot be rotated"):
+        geometry.affine(jnp.zeros((1, 2001, 16, 1), jnp.uint8), matrix[None])
 
 
 def test_directions_of_affine_maps():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classic_cnns.data import cache, create_dataset, sources
+from classic_cnns.data import cache, create_dataset
 from classic_cnns.data.decode import read_file
 from classic_cnns.data.loaders import StreamLoader, create_loader
 from classic_cnns.data.preprocess import Preprocess
@@ -189,7 +189,7 @@ def test_without_room_for_the_cache_it_goes_on(folder, tmp_path, monkeypatch, nu
 
 
 def test_without_a_cache_what_does_not_fit_is_streamed(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "free_memory", lambda: 2000)  # of 3,840 bytes
+    monkeypatch.setattr("classic_cnns.data.free_memory", lambda: 2000)  # of 3,840 bytes
     (tmp_path / "c").write_text("in the way")
     settings = {"dir": str(folder), "image_size": 8, "cache": str(tmp_path / "c")}
     data = create_dataset("folder", **settings)

@@ -254,7 +254,7 @@ def test_training_starts_from_weights(kind, published, still, tmp_path, capsys):
     path, variables = published
     source = {"tag": V1, "file": str(path), "run": str(tmp_path / "bundle")}[kind]
     if kind == "run":
-        save_bundle(load_weights(path, "resnet10")[0], "resnet10", source)
+        save_bundle(load_weights(path, "resnet10")[0], source)
     still.model.update(name="resnet10", pretrained=source, options={"impl": "lax"})
     still.data.image_size, still.augment.crop_padding = 8, 0
     state, _ = classic_cnns.train_and_evaluate(still, tmp_path / "run")
@@ -348,7 +348,7 @@ def test_auxiliary_heads_go_with_the_classifier():
 def test_weights_that_do_not_fit(published, still, tmp_path):
     path, _ = published
     bundle = tmp_path / "bundle"
-    save_bundle(load_weights(path, "resnet10")[0], "resnet10", bundle)
+    save_bundle(load_weights(path, "resnet10")[0], bundle)
     still.model.pretrained = str(bundle)
     still.model.name = "resnet18"
     with pytest.raises(ConfigError, match=r"is a resnet10, and resnet18 is trained"):

@@ -136,6 +136,12 @@ def test_everything_at_once_continues_to_the_bit(config, tmp_path, monkeypatch, 
     jax.tree.map(np.testing.assert_array_equal, averaged, jax.device_get(whole.averaged.variables))
     assert classic_cnns.load(tmp_path / "b", ema=True).step == summary["ema_best_step"]
 
+    # Whoever asks for more steps of a training that was stopped early gets them.
+    config.num_steps = 66
+    _, longer = classic_cnns.train_and_evaluate(config, tmp_path / "b", extend=True)
+    assert longer["steps"] == 30
+    assert longer["ended"].endswith("in 2 evaluations")
+
 
 def test_schedule_free_evaluates_its_average_and_keeps_it(config, tmp_path):
     config.optimizer.schedule_free, config.schedule.name = 0.9, "constant"

@@ -1,7 +1,6 @@
 """CSV and NumPy sources, choice of the loader, settings."""
 
 import importlib.util
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classic_cnns.data import create_dataset, sources
+from classic_cnns.data import create_dataset
 from classic_cnns.errors import ConfigError, DataError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -166,16 +165,6 @@ def test_a_damaged_shard_is_named(prepared):
     shard.write_bytes(data)
     with pytest.raises(DataError, match=r"toy_set.*damaged shard among examples 0 to 24 of train"):
         create_dataset("tfds:toy_set", dir=str(prepared))
-
-
-def test_memory_that_only_caches_files_is_free():
-    words = Path("/proc/meminfo").read_text().split()
-    unused = int(words[words.index("MemFree:") + 1]) * 1024
-    assert (
-        0.5 * unused
-        < sources.free_memory()
-        < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    )
 
 
 def test_the_loader_follows_the_size(table):

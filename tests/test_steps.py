@@ -70,6 +70,17 @@ def test_parameters_are_the_same_from_the_host_and_from_the_devices(devices, mon
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves((host, own)))
 
 
+def test_steps_where_jax_computes_in_64_bits():
+    """Several in a loop, whose carry must keep its types; parameters stay float32."""
+    with jax.enable_x64(True):
+        state, progress, step, loader, _ = setup(loops=True)
+        types = jax.tree.map(lambda a: a.dtype, (state, progress))
+        state, progress = step(state, progress, loader.data, loader.train(0, 3, 4))
+        assert jax.tree.map(lambda a: a.dtype, (state, progress)) == types
+        assert (int(state.step), int(progress.metrics.accuracy.count)) == (3, 48)
+        assert {p.dtype for p in jax.tree.leaves(state.params)} == {np.dtype(np.float32)}
+
+
 class TwoHeads(nn.Module):
     """A classifier and an auxiliary one on the same pixels."""
 

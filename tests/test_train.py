@@ -12,7 +12,6 @@ from PIL import Image
 
 import classic_cnns
 from classic_cnns import rundir, train
-from classic_cnns.data import sources
 from classic_cnns.data.loaders import ResidentLoader, StreamLoader
 from classic_cnns.data.sources import fake
 from classic_cnns.durations import Durations, durations, next_event
@@ -132,7 +131,7 @@ def test_a_streamed_run_continues_to_the_bit(config, tmp_path, monkeypatch):
     whole, _ = classic_cnns.train_and_evaluate(config, tmp_path / "a")
     config.data.loader = "auto"
     with monkeypatch.context() as context:
-        context.setattr(sources, "free_memory", lambda: 0)
+        context.setattr("classic_cnns.data.free_memory", lambda: 0)
         stop_at(8, context)
         with pytest.raises(Stop):
             classic_cnns.train_and_evaluate(config, tmp_path / "b")

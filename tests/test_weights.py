@@ -3,6 +3,7 @@
 Files of the formats are made here by hand, byte by byte, so that no other library is needed.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -25,9 +26,11 @@ from classic_cnns.errors import ConfigError, DataError, WorkdirError
 from classic_cnns.loading import LoadedRun
 from classic_cnns.models import create_model, lowering
 from classic_cnns.models.resnet import ResNet
-from classic_cnns.weights import PREPROCESSING, export_weights, load_weights, save_bundle
+from classic_cnns.weights import export_weights, load_weights, save_bundle
 from classic_cnns.weights.convert import detect, from_theirs, to_theirs, unwrap
 from classic_cnns.weights.dialects import dialect, dialects
+from classic_cnns.weights.files import read_about, read_weights
+from classic_cnns.weights.preprocessing import PREPROCESSING
 from classic_cnns.weights.torch_file import read_torch
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -263,16 +266,83 @@ def test_export_and_import(to, ending, tmp_path):
     path, variables = bundle(tmp_path)
     run, report = load_weights(path, "resnet20_cifar")
     assert (report.dialect, report.kept, report.dropped) == ("akamaster", (), ())
-    directory = save_bundle(run, "resnet20_cifar", tmp_path / "run")
+    directory = save_bundle(run, tmp_path / "run")
     back = classic_cnns.load(directory)
     assert back.model == run.model
     assert back.preprocess.mean == (0.485, 0.456, 0.406)
     jax.tree.map(np.testing.assert_array_equal, dict(back.variables), variables)
     out = export_weights(back, to, tmp_path / f"out.{ending}")
-    if to == "ours":
+    if (to, ending) == ("ours", "npz"):
+        with pytest.raises(DataError, match="does not say what its images went through"):
+            load_weights(out, "resnet20_cifar")
         return
-    again, _ = load_weights(out, "resnet20_cifar")
+    again, report = load_weights(out, "resnet20_cifar")
+    assert (report.dialect, report.kept, report.dropped) == (to, (), ())
     jax.tree.map(np.testing.assert_array_equal, dict(again.variables), variables)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "to"),
+    [
+        ("resnet14", {"stem": "cifar", "bn_epsilon": 1e-2}, "ours"),
+        ("lenet5", {}, "ours"),
+        ("airbench94", {}, "ours"),
+        ("vgg11", {"head": "mlp"}, "ours"),
+        ("resnet50", {"stem": "cifar", "bottleneck_stride": "1x1", "bn_epsilon": 1e-3}, "keras"),
+    ],
+)
+def test_a_file_of_ours_says_all_of_its_network(name, fields, to, tmp_path, capsys):
+    """Fields, classes and preprocessing, also where another library has other customs."""
+    model = create_model(name, 3, **fields)
+    preprocess = Preprocess((32, 32, 3), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), mode="crop")
+    variables = {"batch_stats": {}, **seeded_variables(model, 32)}
+    if to == "keras":
+        model = model.clone(bn_epsilon=1.001e-5)
+    run = LoadedRun(model, variables, ("cat", "dög", "\udcff"), preprocess, 0, name)
+    path = export_weights(run, to, tmp_path / "x.safetensors")
+    assert cli.main(["convert", str(path), "--out", str(tmp_path / "run")]) == 0
+    assert f"{to} names" in capsys.readouterr().out
+    back = classic_cnns.load(tmp_path / "run")
+    assert (back.model, back.preprocess, back.classes) == (model, preprocess, run.classes)
+    assert jax.tree.structure(dict(back.variables)) == jax.tree.structure(dict(variables))
+    jax.tree.map(np.testing.assert_array_equal, dict(back.variables), dict(variables))
+    assert load_weights(path, name, num_classes=2, exclude="^head/")[0].classes == ("0", "1")
+    with pytest.raises(ConfigError, match=f"is of {name}, not of vgg13. Fix: --model={name}"):
+        load_weights(path, "vgg13")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": 5},
+        {"model": "resnet"},
+        {"options": [1]},
+        {"options": {"num_classes": 4}},
+        {"options": {"stem": "x"}},
+        {"options": {"stage_sizes": [10**9] * 4}},
+        {"options": {"stages": [1]}},
+        {"classes": 5},
+        {"preprocess": {}},
+        {"preprocess": {"image_shape": [10**9, 32, 3]}},
+        {"preprocess": {"image_shape": [32, 32]}},
+        {"preprocess": {"image_shape": [32, 32, 3], "mean": [0.5]}},
+        {"preprocess": {"image_shape": [32, 32, 3], "std": ["a", "b", "c"]}},
+        {"preprocess": {"image_shape": [32, 32, 3], "std": [0.0, 1.0, 1.0]}},
+        {"preprocess": {"image_shape": [32, 32, 3], "mode": "x"}},
+    ],
+)
+def test_what_a_file_says_of_its_network_is_not_believed(change, tmp_path):
+    from safetensors.numpy import save_file
+
+    model = create_model("resnet14", 3, stem="cifar")
+    variables = seeded_variables(model, 32)
+    run = LoadedRun(model, variables, ("a", "b", "c"), Preprocess((32, 32, 3)), 0, "resnet14")
+    path = export_weights(run, "ours", tmp_path / "x.safetensors")
+    about = json.loads(json.dumps(dataclasses.asdict(read_about(path)))) | change
+    save_file(read_weights(path), path, {"classic_cnns": json.dumps(about)})
+    with pytest.raises((ConfigError, DataError)) as raised:
+        load_weights(path)
+    assert len(str(raised.value).splitlines()) == 1
 
 
 def test_bundle_keeps_fields_and_refuses_a_full_directory(tmp_path):
@@ -281,10 +351,10 @@ def test_bundle_keeps_fields_and_refuses_a_full_directory(tmp_path):
     np.savez(tmp_path / "w.npz", **to_theirs(variables, dialect(model, "torchvision")))
     run, _ = load_weights(tmp_path / "w.npz", "resnet50", bottleneck_stride="1x1")
     assert (run.model.stem, run.model.bottleneck_stride) == ("cifar", "1x1")
-    save_bundle(run, "resnet50", tmp_path / "run")
+    save_bundle(run, tmp_path / "run")
     assert classic_cnns.load(tmp_path / "run").model == run.model
     with pytest.raises(WorkdirError, match="is not empty"):
-        save_bundle(run, "resnet50", tmp_path / "run")
+        save_bundle(run, tmp_path / "run")
 
 
 def test_another_head_starts_fresh(tmp_path):
@@ -307,7 +377,7 @@ def test_files_for_keras(ending, tmp_path):
     model = create_model("resnet50", 7, **fields)
     variables = random_variables(model, 32)
     preprocess = Preprocess.from_dict(PREPROCESSING["keras"])
-    run = LoadedRun(model, variables, tuple("abcdefg"), preprocess, 0)
+    run = LoadedRun(model, variables, tuple("abcdefg"), preprocess, 0, "resnet50")
     path = export_weights(run, "keras", tmp_path / f"x.{ending}")
     back, report = load_weights(path, "resnet50")
     jax.tree.map(np.testing.assert_array_equal, back.variables, variables)
@@ -332,7 +402,7 @@ def test_files_for_keras(ending, tmp_path):
 def test_what_would_load_elsewhere_and_be_wrong_is_refused(tmp_path):
     model = create_model("resnet50", 7, stem="cifar")
     preprocess = Preprocess.from_dict(PREPROCESSING["keras"])
-    run = LoadedRun(model, {}, tuple("abcdefg"), preprocess, 0)
+    run = LoadedRun(model, {}, tuple("abcdefg"), preprocess, 0, "resnet50")
     for dialect_name, name, text in (
         ("keras", "x.h5", "stride of a bottleneck at its 1x1 convolution, this network at its 3x3"),
         ("timm", "x.h5", "only Keras has .h5 files"),
@@ -353,14 +423,16 @@ def test_commands(tmp_path, capsys):
     assert (result["images"], result["split"]) == (100, "test")
     out = str(tmp_path / "out.safetensors")
     assert cli.main(["convert", run, "--to", "akamaster", "--out", out]) == 0
-    capsys.readouterr()
+    numbers = "mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)"
+    images = f"images     32×32×3, squash, pixels / 255 normalised with {numbers}"
+    assert capsys.readouterr().out == f"{images}\n{out}\n"
     assert cli.main(["models", "lenet*"]) == 0
     assert "lenet5                    61,706   0.0004    32   16" in capsys.readouterr().out
     assert cli.main(["summary", "resnet18", "--image-size", "32"]) == 0
     assert "11,681,832     555,929,600" in capsys.readouterr().out
     for args, code, text in (
         (["convert", str(path), "--model", "resnet32_cifar", "--out", run + "2"], 3, "do not fit"),
-        (["convert", str(path), "--out", run + "2"], 2, "--model is missing"),
+        (["convert", str(path), "--out", run + "2"], 2, "not say which network"),
         (["convert", str(path), "--model", "resnet20", "--out", run + "2"], 2, "did you mean"),
         (["convert", str(tmp_path / "no"), "--model", "vgg16", "--out", run], 3, "no such file"),
         (["evaluate", run], 2, "come without data"),
@@ -415,13 +487,13 @@ def test_weights_for_grey_images_are_used_again(tmp_path, capsys):
     variables = seeded_variables(model, 32, channels=1)
     preprocess = Preprocess((32, 32, 1), mean=(0.3,), std=(0.2,))
     export_weights(
-        LoadedRun(model, variables, tuple("0123456789"), preprocess, 0),
+        LoadedRun(model, variables, tuple("0123456789"), preprocess, 0, "resnet20_cifar"),
         "akamaster",
         tmp_path / "x.npz",
     )
     run, _ = load_weights(tmp_path / "x.npz", "resnet20_cifar")
     assert len(run.preprocess.mean) == len(run.preprocess.std) == 1
-    save_bundle(run, "resnet20_cifar", tmp_path / "run")
+    save_bundle(run, tmp_path / "run")
     assert cli.main(["evaluate", str(tmp_path / "run"), "--data", "digits"]) == 0
     assert "drawn class by class" in capsys.readouterr().out
 
@@ -429,7 +501,9 @@ def test_weights_for_grey_images_are_used_again(tmp_path, capsys):
 def test_a_head_of_another_size_is_not_exported(tmp_path):
     model = create_model("lenet5", 10)
     preprocess = Preprocess((64, 64, 3))
-    run = LoadedRun(model, random_variables(model, 64), tuple("0123456789"), preprocess, 0)
+    run = LoadedRun(
+        model, random_variables(model, 64), tuple("0123456789"), preprocess, 0, "lenet5"
+    )
     with pytest.raises(DataError, match="Fix: --to=safetensors"):
         export_weights(run, "torch", tmp_path / "x.npz")
     for name, fields, text in (
@@ -438,7 +512,7 @@ def test_a_head_of_another_size_is_not_exported(tmp_path):
     ):
         model = create_model(name, 10, **fields)
         shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-        run = LoadedRun(model, dict(shapes), tuple("0123456789"), preprocess, 0)
+        run = LoadedRun(model, dict(shapes), tuple("0123456789"), preprocess, 0, name)
         with pytest.raises(ConfigError, match=text):
             export_weights(run, "torchvision", tmp_path / "x.npz")
     with pytest.raises(ConfigError, match="exclude='\\['"):

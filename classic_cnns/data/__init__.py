@@ -23,6 +23,7 @@ from classic_cnns.data.splits import (
     fingerprint,
 )
 from classic_cnns.errors import ConfigError, DataError, nearest
+from classic_cnns.memory import free_memory
 
 __all__ = ["SOURCES", "Dataset", "Encoded", "Preprocess", "Split", "create_dataset"]
 
@@ -246,7 +247,7 @@ def _stays_encoded(
 ) -> bool:
     """Whether images are decoded while training; raises DataError if they must fit and do not."""
     needed = sum(len(split) * math.prod(shapes[k].image_shape) for k, split in found.items())
-    free = sources.free_memory()
+    free = free_memory()
     if loader == "resident" and not cached and needed > free / 2:
         raise DataError(
             f"the decoded images need {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} are "

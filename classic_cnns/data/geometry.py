@@ -14,7 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_ONE = 1 << 18  # of a coefficient of an affine map; exact for sides up to 2,000 pixels
+from classic_cnns.errors import ConfigError
+
+_ONE = 1 << 18  # of a coefficient of an affine map
+_LARGEST = 2000  # pixels of a side up to which no sum of an affine map leaves 32 bits
 _WEIGHT = 1 << 16  # sum of the resampling weights of a pixel: 255 · 2¹⁶ is exact in float32
 _TRIES = 10  # rectangles that are drawn to find one that fits, as torchvision and timm do
 
@@ -243,8 +246,16 @@ def affine(images: jax.Array, matrices: jax.Array) -> jax.Array:
         images: (N, H, W, C) uint8.
         matrices: (N, 2, 3) float32, from an output position (x, y, 1) in pixels from the centre of
             the image to the input position (x, y) it shows; see `rotation` and `shear`.
+
+    Raises:
+        ConfigError: a side of more than 2,000 pixels.
     """
     n, h, w, c = images.shape
+    if max(h, w) > _LARGEST:
+        raise ConfigError(
+            f"images of {h}×{w} px cannot be rotated or sheared. Fix: data.image_size of "
+            f"{_LARGEST} or less, or augment.auto_augment=none"
+        )
     m = jnp.round(matrices * _ONE).astype(jnp.int32)[..., None, None]
     x, y = (2 * jnp.arange(w) - (w - 1))[None, None], (2 * jnp.arange(h) - (h - 1))[None, :, None]
 

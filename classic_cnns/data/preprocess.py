@@ -54,6 +54,12 @@ class Preprocess:
         }
         return cls(**fields)
 
+    def __str__(self) -> str:
+        """One line for people."""
+        mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        shape = "×".join(map(str, self.image_shape))
+        return f"{shape}, {self.mode}, pixels / 255 normalised with mean ({mean}), std ({std})"
+
     def __call__(self, source: bytes | str | Path) -> np.ndarray:
         """Decodes one file: `image_shape` uint8, in RGB order.
 

@@ -205,13 +205,3 @@ def root_of(dir: str) -> Path:
     """The folder that names of files are relative to: `dir`, or the one it is in."""
     path = Path(dir).expanduser()
     return path if path.is_dir() else path.parent
-
-
-def free_memory() -> int:
-    """Bytes of memory that can be had, those that only cache files included."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(found.split()[1]) * 1024
-    except (OSError, StopIteration):  # not Linux
-        return 1 << 62

@@ -18,7 +18,6 @@ from flax.traverse_util import flatten_dict
 
 from classic_cnns import manifest, rundir
 from classic_cnns.checkpoints import Checkpoints
-from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.errors import ConfigError, DataError, WorkdirError
 from classic_cnns.loading import LoadedRun
 from classic_cnns.models import create_model, resolve_name
@@ -26,36 +25,21 @@ from classic_cnns.models.googlenet import GoogLeNet
 from classic_cnns.models.resnet import ResNet
 from classic_cnns.weights import dialects as dialects_lib
 from classic_cnns.weights.convert import Report, detect, from_theirs, key_of, to_theirs
-from classic_cnns.weights.files import read_weights, write_safetensors
+from classic_cnns.weights.files import (
+    NO_OPTIONS,
+    About,
+    read_about,
+    read_weights,
+    write_safetensors,
+)
 from classic_cnns.weights.hdf5 import with_biases, write_h5
-from classic_cnns.weights.pretrained import V2, fetch_pretrained, is_tag
-
-_IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-_LARGE = {"image_shape": (224, 224, 3), "mode": "crop", "resize": 256}
-_SMALL = {"image_shape": (32, 32, 3)}
-
-# What the pixels of each dialect's published weights went through, see `Preprocess`. Those of Keras
-# take BGR; loading turns their first kernel round, so that ours take RGB, and exporting back.
-PREPROCESSING: dict[str, dict[str, Any]] = {
-    "torchvision": _LARGE | _IMAGENET,
-    "timm": _LARGE | _IMAGENET,
-    "transformers": _LARGE | _IMAGENET,
-    "keras": _LARGE
-    | {"resize": 224, "mean": [123.68 / 255, 116.779 / 255, 103.939 / 255], "std": [1 / 255] * 3},
-    "akamaster": _SMALL | _IMAGENET,
-    "kuangliu": _SMALL | {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2023, 0.1994, 0.2010]},
-    "weiaicunzai": _SMALL | {"mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762]},
-    "torch": _SMALL | {"mean": [0.5] * 3, "std": [0.5] * 3},
-}
-
-
-# Of every network, the layer that sees the image is the first of these that it has.
-_FIRST_LAYERS = ("conv_init", "conv1_1", "conv1")
+from classic_cnns.weights.preprocessing import FIRST_LAYERS, preprocess_of
+from classic_cnns.weights.pretrained import fetch_pretrained, is_tag
 
 
 def load_weights(
     path: str | Path,
-    model: str,
+    model: str = "",
     *,
     dialect: str = "",
     num_classes: int = 0,
@@ -69,7 +53,8 @@ def load_weights(
     Args:
         path: of the file, see `read_weights`, or "torchvision:IMAGENET1K_V1" or "…_V2" for
             published weights, see `fetch_pretrained`.
-        model: name of the network.
+        model: name of the network; "" where the file says it itself, as those of `export_weights`
+            in .safetensors do.
         dialect: whose names the file has; "" finds out.
         num_classes: of our network; 0 = as many as the file's classifier has.
         exclude: regular expression over our paths that keep their initial values, for example
@@ -85,65 +70,91 @@ def load_weights(
         ConfigError, DataError: see `create_model`, `fetch_pretrained`, `read_weights`,
             `from_theirs`.
     """
-    name = resolve_name(model)
     try:
         re.compile(exclude)
     except re.error as error:
         raise ConfigError(f"exclude={exclude!r}: {error}. Fix: a regular expression") from error
     tag = str(path) if is_tag(path) else ""
-    theirs = read_weights(fetch_pretrained(name, tag) if tag else path)
+    file = fetch_pretrained(model, tag) if tag else path
+    theirs, about = read_weights(file), read_about(file)
+    name = _name(path, model, about)
+    fields = {**(about.options if about else {}), **fields}
     blank = create_model(name, num_classes or 10, **fields)
     chosen = dialects_lib.dialect(blank, dialect) if dialect else detect(blank, theirs)
     fields = {**_fields(blank, chosen, theirs), **fields}
-    head = theirs.get(str(key_of(chosen, "head", "bias")))
-    num_classes = num_classes or (len(head) if head is not None and head.ndim == 1 else 0)
+    head = theirs.get(str(key_of(chosen, "head", "kernel")))
+    if head is not None and head.ndim > 1:
+        num_classes = num_classes or head.shape[-1 if chosen.as_ours else 0]
     if not num_classes:
         raise DataError(f"{path} has no classifier. Fix: num_classes, and exclude=^head/")
+    if not classes and about and len(about.classes) == num_classes:
+        classes = about.classes
     network = create_model(name, num_classes, **fields)
-    preprocessing = dict(PREPROCESSING[chosen.name])
-    if isinstance(blank, GoogLeNet):
-        preprocessing |= {"mean": [0.5] * 3, "std": [0.5] * 3}
-    if tag == V2:
-        preprocessing["resize"] = 232
-    keys = [key_of(chosen, layer, "kernel") for layer in _FIRST_LAYERS]
-    first = next((theirs[key] for key in keys if key in theirs), None)
-    if first is not None and first.ndim == 4:
-        channels = first.shape[2] if chosen.name == "keras" else first.shape[1]
-        preprocessing["image_shape"] = (*preprocessing["image_shape"][:2], channels)
-        if channels != 3:
-            even = {k: [sum(preprocessing[k]) / 3] * channels for k in ("mean", "std")}
-            preprocessing |= even
-    shape = preprocessing["image_shape"]
-    init = jax.jit(network.init) if exclude or partial else None
-    if init:
-        variables = jax.device_get(dict(init(jax.random.key(0), jnp.zeros((1, *shape)))))
+    if about:
+        preprocess = about.preprocess
+    elif chosen.name == "ours":
+        raise DataError(
+            f"{path} does not say what its images went through. Fix: a .safetensors file of "
+            "export_weights, or the run itself"
+        )
     else:
-        abstract = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))
-        variables = jax.tree.map(_unfilled, dict(abstract))
+        preprocess = preprocess_of(network, chosen, theirs, tag)
+
+    def init(key: jax.Array) -> Any:
+        return dict(network.init(key, jnp.zeros((1, *preprocess.image_shape))))
+
+    if exclude or partial:
+        variables = jax.device_get(jax.jit(init)(jax.random.key(0)))
+    else:
+        variables = jax.tree.map(_unfilled, jax.eval_shape(init, jax.random.key(0)))
     filled, report = from_theirs(
         network, variables, theirs, chosen, exclude=exclude, partial=partial
     )
     if chosen.name == "keras":
         filled = _reversed_channels(filled)
-    preprocess = Preprocess.from_dict(preprocessing)
     run = LoadedRun(
         model=network,
         variables={"params": filled["params"], "batch_stats": filled.get("batch_stats", {})},
         classes=tuple(classes) or tuple(map(str, range(num_classes))),
         preprocess=preprocess,
         step=0,
+        name=name,
     )
     if len(run.classes) != num_classes:
         raise ConfigError(f"{len(run.classes)} class names for {num_classes} classes. Fix: classes")
     return run, report
 
 
-def save_bundle(run: LoadedRun, name: str, directory: str | Path, source: str = "") -> Path:
+def _name(path: str | Path, model: str, about: About | None) -> str:
+    """The name of the network, of the caller or of the file."""
+    told = about.model if about else ""
+    if not model and not told:
+        raise ConfigError(
+            f"{path} does not say which network it is for. Fix: --model=resnet50, say; see "
+            "classic-cnns models"
+        )
+    name = resolve_name(model or told)
+    if told and resolve_name(told) != name:
+        raise ConfigError(f"{path} is of {told}, not of {name}. Fix: --model={told}")
+    return name
+
+
+def _about(run: LoadedRun) -> About:
+    """What a run or a file says of its network."""
+    usual = create_model(run.name)
+    options = {
+        key: getattr(run.model, key)
+        for key in run.model.__dataclass_fields__
+        if key not in NO_OPTIONS and getattr(run.model, key) != getattr(usual, key)
+    }
+    return About(resolve_name(run.name), options, run.classes, run.preprocess)
+
+
+def save_bundle(run: LoadedRun, directory: str | Path, source: str = "") -> Path:
     """Writes a network with its weights as a run directory, which every command and `load` read.
 
     Args:
         run: see `load_weights`.
-        name: of the network.
         directory: a new or an empty one.
         source: where the weights are from, for people.
 
@@ -156,21 +167,16 @@ def save_bundle(run: LoadedRun, name: str, directory: str | Path, source: str = 
     with rundir.lock(directory), Checkpoints(directory / "checkpoints") as checkpoints:
         best = {"step": 0, "eval_accuracy": -1.0}
         checkpoints.save(0, {"state": dict(run.variables)}, {"best": best}, keep=set())
+        about = _about(run)
         info = {
-            "model": resolve_name(name),
-            "classes": list(run.classes),
-            "preprocessing": dataclasses.asdict(run.preprocess),
+            "model": about.model,
+            "classes": list(about.classes),
+            "preprocessing": dataclasses.asdict(about.preprocess),
             "source": source,
             "created": time.strftime("%F %T %z"),
         }
         rundir.write_json(directory / "run.json", info)
-        fields = {
-            key: getattr(run.model, key)
-            for key in run.model.__dataclass_fields__
-            if key not in ("parent", "name", "num_classes", "dtype", "impl")
-        }
-        options = {k: v for k, v in fields.items() if v != getattr(create_model(name), k)}
-        model = {"name": resolve_name(name), "dtype": "auto", "options": options}
+        model = {"name": about.model, "dtype": "auto", "options": about.options}
         rundir.write_json(directory / "config.json", {"model": model})
     return directory
 
@@ -210,7 +216,7 @@ def export_weights(run: LoadedRun, dialect: str, path: str | Path) -> Path:
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         rundir.replace_file(path, buffer.getvalue())
     else:
-        write_safetensors(path, arrays, {"format": "pt", "dialect": dialect})
+        write_safetensors(path, arrays, _about(run))
     return path
 
 
@@ -256,7 +262,7 @@ def _unfilled(leaf: Any) -> np.ndarray:
 def _reversed_channels(variables: Any) -> Any:
     """The same variables with RGB and BGR swapped in the kernel that sees the image."""
     params = dict(variables["params"])
-    layer = next(name for name in _FIRST_LAYERS if name in params)
+    layer = next(name for name in FIRST_LAYERS if name in params)
     params[layer] = {**params[layer], "kernel": params[layer]["kernel"][:, :, ::-1]}
     return {**variables, "params": params}
 

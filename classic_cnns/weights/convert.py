@@ -22,7 +22,7 @@ Flat = dict[str, np.ndarray]
 _CONTAINERS = (
     "state_dict", "model_state_dict", "model", "net", "state_dict_ema", "model_ema", "params",
 )  # fmt: skip
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = ("module.", "_orig_mod.", "params/", "batch_stats/")  # the latter are our own
 
 # Our leaf → theirs. PyTorch calls a scale and a kernel "weight"; Keras has its own words.
 _TORCH = {
@@ -105,18 +105,16 @@ def detect(model: nn.Module, keys: Mapping[str, np.ndarray]) -> Dialect:
     Raises:
         DataError: none names any.
     """
-    layers = {key.rsplit(".", 1)[0].rsplit("/", 1)[0] for key in keys}
     scores = []
     for dialect in dialects(model):
-        shaped = model.clone(**dialect.fields)
-        ours = {"/".join(path[:-1]) for path in _leaves(shaped)}
-        theirs = {dialect.layer(o) for o in ours}
+        paths = _leaves(model.clone(**dialect.fields))
+        theirs = {key_of(dialect, "/".join(path[:-1]), path[-1]) for path in paths}
         other = sum(
             keys[key].shape[1:] != (math.prod(size),)
             for layer, size in dialect.flatten.items()
             if (key := str(key_of(dialect, layer, "kernel"))) in keys
         )
-        score = len(theirs & layers) - len(theirs - layers) / 1000 - other / 100
+        score = len(theirs & keys.keys()) - len(theirs - keys.keys()) / 1000 - other / 100
         scores.append((score, dialect))
     best, dialect = max(scores, key=lambda s: s[0])
     if best <= 0:
@@ -248,6 +246,8 @@ def key_of(dialect: Dialect, layer: str, leaf: str) -> str | None:
     name = dialect.layer(layer)
     if name is None:
         return None
+    if dialect.name == "ours":
+        return f"{name}/{leaf}"
     if dialect.name == "keras":
         word = "bias" if leaf == "bias" and "bn" not in layer.rsplit("/", 1)[-1] else _KERAS[leaf]
         return f"{name}/{word}"
@@ -262,7 +262,7 @@ def layer_of_conv(dialect: Dialect, bn: str) -> str | None:
 
 def to_ours(array: np.ndarray, dialect: Dialect, layer: str, ndim: int) -> np.ndarray:
     """Another library's layout to ours: HWIO kernels, (in, out) matrices, HWC flattening."""
-    if dialect.name == "keras" or array.ndim < 2:
+    if dialect.as_ours or array.ndim < 2:
         array = np.array(array, np.float32)  # a copy, so that a mapped file can be let go
         return array.squeeze() if array.ndim > ndim else array
     array = np.asarray(array, np.float32)
@@ -277,7 +277,7 @@ def to_ours(array: np.ndarray, dialect: Dialect, layer: str, ndim: int) -> np.nd
 
 def from_ours(array: np.ndarray, dialect: Dialect, layer: str, leaf: str) -> np.ndarray:
     """The inverse of `to_ours`, bit for bit."""
-    if leaf != "kernel" or dialect.name == "keras":
+    if leaf != "kernel" or dialect.as_ours:
         return array
     if layer in dialect.dense_as_conv:
         height, width = dialect.dense_as_conv[layer]

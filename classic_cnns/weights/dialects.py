@@ -43,6 +43,11 @@ class Dialect:
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     dense_as_conv: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def as_ours(self) -> bool:
+        """Whether its arrays have our layouts, not PyTorch's."""
+        return self.name in ("ours", "keras")
+
     def layer(self, ours: str) -> str | None:
         """Their name of one of our layers, or None."""
         for pattern, make in self.rules:
@@ -53,11 +58,11 @@ class Dialect:
 
 
 def dialects(model: nn.Module) -> list[Dialect]:
-    """All dialects of a network's family.
+    """All dialects of a network's family, with our own names as the last."""
+    return [*_others(model), Dialect("ours", ((".+", lambda m: m[0]),))]
 
-    Raises:
-        ConfigError: nobody else has this family.
-    """
+
+def _others(model: nn.Module) -> list[Dialect]:
     if isinstance(model, ResNet):
         return _resnet(model)
     if isinstance(model, CifarResNet):
@@ -70,10 +75,7 @@ def dialects(model: nn.Module) -> list[Dialect]:
         return [_googlenet()]
     if isinstance(model, LeNet5):
         return [_lenet()]
-    raise ConfigError(
-        f"no other library has the weights of {type(model).__name__}. Fix: a network of "
-        "list_models()"
-    )
+    return []
 
 
 def dialect(model: nn.Module, name: str) -> Dialect:

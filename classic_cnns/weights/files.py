@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from classic_cnns.data import LARGEST_SIDE
+from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.errors import DataError, printable
 from classic_cnns.rundir import replace_file
 from classic_cnns.weights.convert import Flat, unwrap
@@ -18,6 +23,9 @@ from classic_cnns.weights.torch_file import read_torch
 # Weights are noise and shrink by a tenth; what shrinks more than this is a bomb.
 _MAX_COMPRESSION = 20
 _MAX_KEY = 300  # characters
+# Fields of every network that the user of a file chooses, not the file.
+NO_OPTIONS = ("parent", "name", "num_classes", "dtype", "impl", "freeze_bn")
+_ABOUT = "classic_cnns"  # key of what a .safetensors file of ours says of its network
 
 
 def read_weights(path: str | Path) -> Flat:
@@ -64,6 +72,68 @@ def read_weights(path: str | Path) -> Flat:
         raise DataError(f"{path}: damaged: {reason}. Fix: another file") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a file of ours says of its network; see `LoadedRun`.
+
+    Attributes:
+        model: its name.
+        options: its fields, where they are not those of the name.
+        classes: their names.
+        preprocess: what its images go through.
+    """
+
+    model: str
+    options: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+
+
+def read_about(path: str | Path) -> About | None:
+    """What `write_safetensors` was told of the network; None of any other file.
+
+    Raises:
+        DataError: malformed.
+    """
+    with Path(path).open("rb") as file:
+        if file.read(10)[8:9] != b"{":
+            return None
+    from safetensors import safe_open
+
+    with safe_open(path, "numpy") as opened:
+        text = (opened.metadata() or {}).get(_ABOUT)
+    if text is None:
+        return None
+    try:
+        told = json.loads(text)
+        about = About(
+            str(told["model"]),
+            dict(told["options"]),
+            tuple(map(str, told["classes"])),
+            Preprocess.from_dict(told["preprocess"]),
+        )
+        if set(NO_OPTIONS) & set(about.options) or not all(map(_is_small, about.options.values())):
+            raise ValueError("options")
+        height, width, channels = about.preprocess.image_shape
+        if not all(type(n) is int and 0 < n <= LARGEST_SIDE for n in (height, width, channels)):
+            raise ValueError("image_shape")
+        mean, std = (np.array(v, float) for v in (about.preprocess.mean, about.preprocess.std))
+        if not (mean.shape == std.shape == (channels,) and (std > 0).all()):
+            raise ValueError("mean or std")
+    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as e:
+        raise DataError(
+            f"{path}: what it says of its network is malformed ({short(str(e))}). Fix: another file"
+        ) from e
+    return about
+
+
+def _is_small(value: Any) -> bool:
+    """Whether a network with this in a field is one that can be built."""
+    if isinstance(value, list):
+        return len(value) <= 10 and all(map(_is_small, value))
+    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) <= 1000)
+
+
 def _check_zip(archive: zipfile.ZipFile, size: int) -> None:
     infos = archive.infolist()
     if len({info.filename for info in infos}) != len(infos):
@@ -83,9 +153,10 @@ def _checked(value: object) -> Flat:
     return arrays
 
 
-def write_safetensors(path: Path, arrays: Flat, metadata: dict[str, str]) -> None:
-    """Writes a .safetensors file in one step."""
+def write_safetensors(path: Path, arrays: Flat, about: About) -> None:
+    """Writes a .safetensors file in one step, from which `read_about` gives back what it says."""
     from safetensors.numpy import save
 
+    metadata = {"format": "pt", _ABOUT: json.dumps(dataclasses.asdict(about))}
     data = save({k: np.ascontiguousarray(v) for k, v in arrays.items()}, metadata)
     replace_file(path, data)
