@@ -176,7 +176,11 @@ class Display:
         mode: Literal["auto", "plain"] = "auto",
     ) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
-        live = mode == "auto" and self.console.is_terminal and not self.console.is_jupyter
+        if self.console.is_jupyter:  # each line, and each moment of a bar, would be its own output
+            self.console = Console(
+                highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=False
+            )
+        live = mode == "auto" and self.console.is_terminal
         self.total, self._compiling = total_steps, compiling
         self._headed = False
         self._last_line = self._last_update = time.monotonic()

@@ -40,6 +40,7 @@ class Stop:
         self.grace, self.deadline = grace, deadline
         self.reserve = 1.0
         self.signal: signal.Signals | None = None
+        self._again, self._handled = False, float("inf")
         self._late = False
         self._pace = 0.0
         self._looked = time.monotonic()
@@ -67,8 +68,11 @@ class Stop:
         )
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self.interactive and self.signal:
+        """In the main thread: as long after the signal as it was in a library, once for several."""
+        now = time.monotonic()
+        if self.interactive and (self._again or now - self._handled > ECHO):
             raise KeyboardInterrupt
+        self._handled = min(self._handled, now)
 
     def _listen(self, pipe: socket.socket) -> None:
         """Reads signals until the other end is closed."""
@@ -87,6 +91,7 @@ class Stop:
                 continue
             if self.signal and not self.interactive:
                 _quit("a second signal", number)
+            self._again = self.signal is not None
             number, first = signal.Signals(received[0]), time.monotonic()
             if not self.interactive:
                 end = time.monotonic() + self.grace

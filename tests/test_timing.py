@@ -1,11 +1,14 @@
 """What counts as waiting for input, and how long a training says it will take."""
 
+import io
+import sys
 import time
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
+import rich.console
 
 from classic_cnns import logging, timing
 from classic_cnns.metrics import TrainMetrics
@@ -106,3 +109,20 @@ def test_what_is_left_does_not_count_compiling(monkeypatch, capsys):
         "step 43/100000  loss 1.5000  accuracy 0.2500  27:45:57 left",
         "step 74/100000  27:45:26 left",
     ]
+
+
+class ZMQInteractiveShell:
+    """What `get_ipython` gives in a notebook, by its name."""
+
+
+def test_in_a_notebook_lines_are_plain(monkeypatch):
+    """Though its output says that it is a terminal, as that of ipykernel 7 does."""
+    out = io.StringIO()
+    out.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(rich.console, "get_ipython", ZMQInteractiveShell, raising=False)
+    assert rich.console.Console().is_jupyter
+    with logging.Display(3) as display:
+        display.start(0)
+        display.print("[1mbold")
+    assert out.getvalue() == "compiling  the training step\n[1mbold\n"

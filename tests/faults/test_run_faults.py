@@ -104,6 +104,39 @@ def test_case29_a_signal_and_its_echo_are_one():
     assert done.returncode == 143
 
 
+IN_A_NOTEBOOK = """
+import ctypes, os, signal, sys, threading, time
+from classic_cnns import signals
+
+sys.ps1 = ">>> "
+library = ctypes.CDLL(None)  # a call of it holds up the handlers of Python, as one of JAX does
+
+
+def interrupted_within(seconds):
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    library.sleep(seconds)
+
+
+with signals.watch() as stop:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # another thread takes the signal
+    interrupted_within(1)
+    print("first", stop.requested(), flush=True)
+    try:
+        interrupted_within(1)
+        print("nothing")
+    except KeyboardInterrupt:
+        print("second")
+"""
+
+
+def test_case30_in_a_notebook_the_first_interrupt_saves_and_the_second_ends_the_call():
+    """Also while the main thread is in a library and hears of it late."""
+    done = subprocess.run([sys.executable, "-c", IN_A_NOTEBOOK], capture_output=True, text=True)
+    assert done.stdout.split() == ["first", "True", "second"], done.stderr
+    assert done.stderr.startswith("SIGINT: finishing the step and saving")
+    assert done.returncode == 0
+
+
 def lose_the_reader(ignored, step):
     """Output goes to a pipe whose reader has ended, SIGHUP is ignored or not; stops at a step."""
     read, write = os.pipe()
