@@ -44,8 +44,9 @@ def ours(args, classes):
     from classic_cnns.data.loaders import create_loader
     from classic_cnns.data.preprocess import Preprocess
     from classic_cnns.data.splits import Split
+    from classic_cnns.dispatch import JitStep, Progress, train_on
     from classic_cnns.sharding import create_mesh, replicate
-    from classic_cnns.steps import JitStep, Progress, train_on, train_step
+    from classic_cnns.steps import train_step
     from classic_cnns.timing import dispatch_sizes
     from classic_cnns.train_state import create_train_state
 

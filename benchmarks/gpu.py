@@ -34,9 +34,10 @@ from classic_cnns import create_model, list_models
 from classic_cnns.compile_cache import keep_compiled
 from classic_cnns.data import Split
 from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.dispatch import JitStep, Progress, train_on
 from classic_cnns.models.macs import count_macs
 from classic_cnns.sharding import create_mesh, replicate
-from classic_cnns.steps import JitStep, Progress, train_on, train_step
+from classic_cnns.steps import train_step
 from classic_cnns.train_state import create_train_state
 
 ROOT = Path(__file__).parents[1]

@@ -123,8 +123,8 @@ def resident_speed(rounds: int) -> dict[str, float]:
     from classic_cnns.data.augment import normalize, random_crop, random_flip
     from classic_cnns.data.loaders import ResidentLoader
     from classic_cnns.data.splits import Split
+    from classic_cnns.dispatch import fetch
     from classic_cnns.sharding import create_mesh
-    from classic_cnns.steps import fetch
 
     images = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), np.uint8)
     split = Split(images, np.zeros(50_000, np.int32))

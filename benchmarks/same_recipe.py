@@ -21,10 +21,11 @@ from torch_peers import torch_model
 from classic_cnns import config as config_lib
 from classic_cnns.commandline import read_config
 from classic_cnns.data.augment import normalize
+from classic_cnns.dispatch import fetch
 from classic_cnns.durations import next_event
 from classic_cnns.errors import ClassicCNNsError
 from classic_cnns.evaluate import create_evaluate
-from classic_cnns.steps import augmented, fetch
+from classic_cnns.steps import augmented
 from classic_cnns.task import task_from
 from classic_cnns.weights.convert import to_theirs
 from classic_cnns.weights.dialects import dialect

@@ -24,8 +24,9 @@ from classic_cnns import create_model
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data import create_dataset
 from classic_cnns.data.loaders import create_loader
+from classic_cnns.dispatch import JitStep, Progress, train_on
 from classic_cnns.sharding import create_mesh
-from classic_cnns.steps import JitStep, Progress, train_on, train_step
+from classic_cnns.steps import train_step
 from classic_cnns.train_state import create_train_state
 
 

@@ -97,7 +97,7 @@ def jax_runner(model, images, labels, loops=False):
 
         return jax.lax.fori_loop(0, count, one, (params, stats, opt_state, key))
 
-    # On CPU written-over parameters hold up the gradients that read them, see steps.JitStep.
+    # On CPU written-over parameters hold up the gradients that read them, see dispatch.JitStep.
     donated = (1, 2, 3) if jax.default_backend() == "cpu" and not loops else (0, 1, 2, 3)
     inputs = (images, labels, jnp.int32(1)) if loops else (images, labels)
     jitted = jax.jit(loop if loops else step, donate_argnums=donated)

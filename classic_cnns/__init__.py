@@ -25,6 +25,7 @@ _EXPORTS = {
     "list_models": "classic_cnns.models",
     "load": "classic_cnns.loading",
     "load_weights": "classic_cnns.weights",
+    "predict": "classic_cnns.prediction",
     "train_and_evaluate": "classic_cnns.train",
     "train_step": "classic_cnns.steps",
 }

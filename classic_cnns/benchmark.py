@@ -15,11 +15,12 @@ import optax
 
 from classic_cnns.data import Split
 from classic_cnns.data.loaders import ResidentLoader
+from classic_cnns.dispatch import JitStep, Progress, train_on
 from classic_cnns.fit_batch import peak_bytes
 from classic_cnns.models import create_model
 from classic_cnns.models.macs import count_macs
 from classic_cnns.sharding import create_mesh, replicate
-from classic_cnns.steps import JitStep, Progress, eval_step, train_on, train_step
+from classic_cnns.steps import eval_step, train_step
 from classic_cnns.timing import DISPATCH_SECONDS, dispatch_sizes
 from classic_cnns.train_state import create_train_state
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from classic_cnns import cli_training
 from classic_cnns.compile_cache import collect_seldom, keep_compiled
-from classic_cnns.errors import ConfigError, DeviceMemoryError, describe, printable
+from classic_cnns.errors import ConfigError, DataError, DeviceMemoryError, describe, printable
 from classic_cnns.large_pages import restart_with_large_pages
 from classic_cnns.signals import leave_on_interrupt
 
@@ -72,6 +74,15 @@ def main(argv: list[str] | None = None) -> int:
     evaluate.add_argument("--ema", action="store_true", help="the averaged weights of the run")
     evaluate.set_defaults(run=_evaluate)
 
+    predict = commands.add_parser("predict", help="classes of images, by a run")
+    predict.add_argument("workdir", type=Path)
+    predict.add_argument("images", type=Path, nargs="+", help="files, and folders of them")
+    predict.add_argument("--top", type=int, default=3, help="how many classes of each image")
+    predict.add_argument("--batch-size", type=int, default=64)
+    predict.add_argument("--ema", action="store_true", help="the averaged weights of the run")
+    predict.add_argument("--json", action="store_true", help="a JSON object a line")
+    predict.set_defaults(run=_predict)
+
     doctor = commands.add_parser("doctor", help="whether this installation can train")
     doctor.set_defaults(run=_doctor, on_device=False)
 
@@ -92,6 +103,9 @@ def main(argv: list[str] | None = None) -> int:
             if argv is None:
                 cli_training.show_warnings()
         return args.run(args) or 0
+    except BrokenPipeError:  # whoever read the output has ended, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         if args.debug:
             raise
@@ -212,10 +226,43 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(f"data       {dataset.source}: {dataset.note}")
     for warning in dataset.warnings:
         print(f"WARNING {warning}")
-    shift = config.get("test_time_shift")
-    views = config.get("test_time_flip") is True, shift if isinstance(shift, int) else 0
-    result = evaluate_run(run, loader, dataset.classes, *views)
+    result = evaluate_run(run, loader, dataset.classes, *_views(config))
     print("RESULT " + json.dumps({"split": args.split, "images": loader.readable, **result}))
+
+
+def _views(config: dict[str, Any]) -> tuple[bool, int]:
+    """The flip and shift that a run evaluates with; see `logits_of`."""
+    shift = config.get("test_time_shift")
+    return config.get("test_time_flip") is True, shift if isinstance(shift, int) else 0
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from classic_cnns import loading, rundir
+    from classic_cnns.data.folder import visible
+    from classic_cnns.prediction import image_files, predict_files
+
+    if min(args.top, args.batch_size) < 1:
+        raise ConfigError("--top and --batch-size are 1 or more. Fix: --top=3 --batch-size=64")
+    run = loading.load(args.workdir, ema=args.ema)
+    files = image_files(args.images)
+    views = _views(rundir.read_json(args.workdir / "config.json"))
+    bad = 0
+    for name, found in predict_files(run, files, args.batch_size, *views):
+        if isinstance(found, str):
+            bad += 1
+            line: dict[str, Any] = {"file": name, "error": found}
+        else:
+            best = (-found).argsort(kind="stable")[: args.top]
+            line = {"file": name, "classes": {run.classes[i]: float(found[i]) for i in best}}
+        if args.json:
+            print(json.dumps(line))
+        elif isinstance(found, str):
+            print(f"WARNING {visible(name)}: {printable(found)}", file=sys.stderr)
+        else:
+            said = (f"{visible(label)} {p:.3f}" for label, p in line["classes"].items())
+            print(f"{visible(name)}  {', '.join(said)}", flush=True)
+    if bad:
+        raise DataError(f"{bad} of {len(files)} images cannot be decoded. Fix: leave them out")
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -14,11 +14,12 @@ import optax
 
 from classic_cnns.data.augment import Augment, Batch, normalize
 from classic_cnns.data.loaders import Loader
+from classic_cnns.dispatch import fetch
 from classic_cnns.durations import Durations
 from classic_cnns.losses import mixed
 from classic_cnns.plots import batch_labels, plot_batch, plot_schedule
 from classic_cnns.schedules import plateau_scale
-from classic_cnns.steps import augmented, fetch, step_keys
+from classic_cnns.steps import augmented, step_keys
 from classic_cnns.train_state import TrainState
 
 

@@ -13,11 +13,12 @@ import numpy as np
 
 from classic_cnns.data.loaders import Loader
 from classic_cnns.data.mixing import Batch
+from classic_cnns.dispatch import fetch
 from classic_cnns.errors import ClassicCNNsWarning, ConfigError
 from classic_cnns.loading import LoadedRun
 from classic_cnns.metrics import EvalMetrics
 from classic_cnns.sharding import replicate
-from classic_cnns.steps import eval_step, fetch
+from classic_cnns.steps import eval_step
 from classic_cnns.train_state import TrainState
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from classic_cnns.dispatch import JitStep, fetch
 from classic_cnns.memory import free_memory
-from classic_cnns.steps import JitStep, fetch
 from classic_cnns.task import Task
 from classic_cnns.train_state import abstract_train_state
 

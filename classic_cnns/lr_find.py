@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from classic_cnns.dispatch import fetch
 from classic_cnns.errors import ConfigError
-from classic_cnns.steps import fetch
 from classic_cnns.train_state import TrainState
 
 
@@ -73,7 +73,7 @@ def range_test(
     Args:
         step: `train_step` with its settings bound and an optimiser that follows `schedule`.
         state: left as it is.
-        items, data: batches, see `steps.fetch`.
+        items, data: batches, see `dispatch.fetch`.
         schedule: see `rising`.
         steps: of the test.
     """

@@ -19,6 +19,7 @@ from classic_cnns import mirror as mirror_lib
 from classic_cnns.checkpoints import Checkpoints
 from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.diagnose import draw_first_batch, draw_schedule, explain_non_finite
+from classic_cnns.dispatch import JitStep, Progress, fetch, train_on
 from classic_cnns.durations import durations, keeps_averages, next_event
 from classic_cnns.errors import NonFiniteError
 from classic_cnns.evaluate import create_evaluate
@@ -28,7 +29,6 @@ from classic_cnns.metrics import EpochSums
 from classic_cnns.numbers import Numbers, numbers_from
 from classic_cnns.progress import decoding_bar
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
-from classic_cnns.steps import JitStep, Progress, fetch, train_on
 from classic_cnns.task import bind_step, from_images
 from classic_cnns.timing import Clock, Stopwatch, dispatch_sizes, summarize
 from classic_cnns.train_state import TrainState, abstract_train_state, create_train_state

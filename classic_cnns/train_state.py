@@ -14,7 +14,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from classic_cnns.sharding import replicate
+from classic_cnns.sharding import create_mesh, replicate
 
 
 @flax.struct.dataclass
@@ -46,7 +46,7 @@ def create_train_state(
     image_shape: tuple[int, int, int],
     *,
     seed: int,
-    mesh: Mesh,
+    mesh: Mesh | None = None,
     given: dict[tuple[str, ...], Any] | None = None,
     ema: bool = False,
 ) -> TrainState:
@@ -57,7 +57,7 @@ def create_train_state(
         tx: the optimiser.
         image_shape: (height, width, channels).
         seed: of the initialisation.
-        mesh: where the state is replicated.
+        mesh: where the state is replicated; by default one of the first device alone.
         given: arrays that take the place of fresh ones, by path, for example
             ("params", "conv1", "kernel").
         ema: whether averages are kept, see `steps.train_step`.
@@ -73,7 +73,7 @@ def create_train_state(
     with jax.default_device(host):
         compiled = jax.jit(init, compiler_options=options)
         state = compiled(jax.random.key(seed), jax.device_get(given or {}))
-    return replicate(state, mesh)
+    return replicate(state, mesh or create_mesh(1))
 
 
 def abstract_train_state(

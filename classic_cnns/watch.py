@@ -39,7 +39,7 @@ def first_batch(
 
     Args:
         state: at the start.
-        batch: the first, see `steps.fetch`; not augmented.
+        batch: the first, see `dispatch.fetch`; not augmented.
         one_step: `train_step` with its settings bound.
         optimizer: its name.
         rate: of the first step.

@@ -19,7 +19,7 @@ from classic_cnns.data.loaders import ResidentLoader, StreamLoader
 from classic_cnns.data.preprocess import Preprocess
 from classic_cnns.data.splits import Split
 from classic_cnns.sharding import create_mesh
-from classic_cnns.steps import fetch
+from classic_cnns.dispatch import fetch
 images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3), np.uint8)
 split, mesh = Split(images, np.arange(20, dtype=np.int32)), create_mesh()
 look = jax.jit(lambda b: [(b["image"].astype(int).sum((1, 2, 3)) * (1 + b["label"])).sum(),

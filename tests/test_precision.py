@@ -13,11 +13,12 @@ import pytest
 
 import classic_cnns
 from classic_cnns import precision
+from classic_cnns.dispatch import Progress, train_on
 from classic_cnns.metrics import EpochSums, TrainMetrics
 from classic_cnns.models.layers import BatchNorm, Conv
 from classic_cnns.saved import SavedCheckpoints
 from classic_cnns.sharding import create_mesh
-from classic_cnns.steps import Progress, train_on, train_step
+from classic_cnns.steps import train_step
 from classic_cnns.train_state import create_train_state
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -14,12 +14,13 @@ from classic_cnns.data import Split
 from classic_cnns.data.augment import create_augment
 from classic_cnns.data.loaders import ResidentLoader
 from classic_cnns.data.sources import fake
+from classic_cnns.dispatch import JitStep, Progress, train_on
 from classic_cnns.errors import ConfigError
 from classic_cnns.evaluate import create_evaluate
 from classic_cnns.models import create_model
 from classic_cnns.models.resnet import ResNet
 from classic_cnns.sharding import check_batch_size, create_mesh, replicate
-from classic_cnns.steps import JitStep, Progress, eval_step, train_on, train_step
+from classic_cnns.steps import eval_step, train_step
 from classic_cnns.train_state import create_train_state
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -3,7 +3,7 @@
 loader.train(step)   what step number `step` trains on
 loader.evaluation()  every image once, in order, the last batch padded
 
-Both give a dictionary for `steps.fetch(loader.data, item)`, which is the batch: "image", "label",
+Both give a dictionary for `dispatch.fetch(loader.data, item)`, the batch: "image", "label",
 and for training "index" (which image) and "epoch" (how often the set was gone through before), for
 evaluation "mask" (0 for padding). What a step trains on is a function of (seed, step) alone.
 """
