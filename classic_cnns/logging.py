@@ -176,7 +176,9 @@ class Display:
         mode: Literal["auto", "plain"] = "auto",
     ) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
-        if self.console.is_jupyter:  # each line, and each moment of a bar, would be its own output
+        # In a notebook each line, and each moment of a bar, would be an output that is kept; also
+        # below its "!", which is told by what its kernel has from the server.
+        if self.console.is_jupyter or "JPY_PARENT_PID" in os.environ:
             self.console = Console(
                 highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=False
             )

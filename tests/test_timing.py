@@ -115,13 +115,17 @@ class ZMQInteractiveShell:
     """What `get_ipython` gives in a notebook, by its name."""
 
 
-def test_in_a_notebook_lines_are_plain(monkeypatch):
-    """Though its output says that it is a terminal, as that of ipykernel 7 does."""
+@pytest.mark.parametrize("how", ["in it", "below it"])
+def test_in_a_notebook_lines_are_plain(how, monkeypatch):
+    """Though its output says that it is a terminal, as that of ipykernel 7 and of "!" does."""
     out = io.StringIO()
     out.isatty = lambda: True
     monkeypatch.setattr(sys, "stdout", out)
-    monkeypatch.setattr(rich.console, "get_ipython", ZMQInteractiveShell, raising=False)
-    assert rich.console.Console().is_jupyter
+    if how == "in it":
+        monkeypatch.setattr(rich.console, "get_ipython", ZMQInteractiveShell, raising=False)
+        assert rich.console.Console().is_jupyter
+    else:
+        monkeypatch.setenv("JPY_PARENT_PID", "1")
     with logging.Display(3) as display:
         display.start(0)
         display.print("[1mbold")
