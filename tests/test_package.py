@@ -54,6 +54,13 @@ def test_every_export_exists():
         assert callable(getattr(classic_cnns, name))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = classic_cnns.nothing
+    tree = ast.parse((ROOT / "classic_cnns" / "__init__.py").read_text())
+    for_editors = {
+        node.names[0].asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.names[0].asname
+    }
+    assert for_editors == classic_cnns._EXPORTS
 
 
 def imports(path):
