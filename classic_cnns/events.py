@@ -23,7 +23,11 @@ class Events:
         self._writer: Any = None
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds all metrics of a record; after an error, the next call begins a new file."""
+        """Adds the metrics of a record; after an error, the next call begins a new file.
+
+        Means over an epoch, of the records of evaluations, are named "epoch_train_…". What those
+        repeat of the record before, which is of the same step, is left out.
+        """
         events_writer, event_pb2, summary = _tensorboardx()
         writer, self._writer = self._writer, None
         if writer is None:
@@ -34,15 +38,10 @@ class Events:
                 writer.write_event(
                     event_pb2.Event(wall_time=time.time(), step=self._purge_step, session_log=start)
                 )
-        for name, value in record.items():
-            if name not in ("step", "epoch") and not isinstance(value, list):
-                writer.write_event(
-                    event_pb2.Event(
-                        wall_time=time.time(),
-                        step=record["step"],
-                        summary=summary.scalar(name, value),
-                    )
-                )
+        for name, value in _scalars(record).items():
+            scalar = summary.scalar(name, value)
+            event = event_pb2.Event(wall_time=time.time(), step=record["step"], summary=scalar)
+            writer.write_event(event)
         writer.flush()
         self._writer = writer
 
@@ -50,6 +49,14 @@ class Events:
         """Closes the file."""
         if self._writer:
             self._writer.close()
+
+
+def _scalars(record: dict[str, Any]) -> dict[str, float]:
+    values = {k: v for k, v in record.items() if not isinstance(v, list)}
+    if "eval_loss" not in values:
+        return {k: v for k, v in values.items() if k not in ("step", "epoch")}
+    means = {f"epoch_{k}": values[k] for k in ("train_loss", "train_accuracy") if k in values}
+    return {**means, **{k: v for k, v in values.items() if k.startswith(("eval_", "ema_eval_"))}}
 
 
 def _tensorboardx() -> tuple[Any, Any, Any]:

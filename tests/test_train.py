@@ -3,12 +3,14 @@
 import csv
 import json
 import shutil
+import struct
 import time
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.proto import event_pb2
 
 import classic_cnns
 from classic_cnns import rundir, train
@@ -49,6 +51,20 @@ def stop_at(step, monkeypatch):
         monkeypatch.setattr(kind, "train", train)
 
 
+def tensorboard_points(directory):
+    """{name: {step: value}} of one event file; none has two values at a step."""
+    (file,) = directory.iterdir()
+    data, points = file.read_bytes(), {}
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        event = event_pb2.Event.FromString(data[12 : 12 + size])
+        data = data[16 + size :]
+        for value in event.summary.value:
+            assert event.step not in points.setdefault(value.tag, {}), value.tag
+            points[value.tag][event.step] = value.simple_value
+    return points
+
+
 def test_a_run_and_its_directory(finished):
     run, state, summary = finished.workdir, finished.state, finished.summary
     assert int(state.step) == summary["steps"] == 60
@@ -66,7 +82,12 @@ def test_a_run_and_its_directory(finished):
         assert [int(row["step"]) for row in csv.DictReader(file)] == [25, 50, 60]
     for name in ("curves", "schedule", "train_batch"):
         assert (run / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert list((run / "tensorboard").iterdir())
+    logged = [r["step"] for r in records(run) if "eval_loss" not in r]
+    points = tensorboard_points(run / "tensorboard")
+    assert list(points["train_loss"]) == list(points["learning_rate"]) == logged
+    means = {r["step"]: pytest.approx(r["train_loss"]) for r in evals}
+    assert points["epoch_train_loss"] == means
+    assert list(points["eval_accuracy"]) == [25, 50, 60]
     info = rundir.read_json(run / "run.json")
     assert len(info["classes"]) == 10
     assert info["versions"]["jax"] == jax.__version__
