@@ -296,6 +296,12 @@ def test_the_largest_images_of_affine_maps():
         geometry.affine(jnp.zeros((1, 2001, 16, 1), jnp.uint8), matrix[None])
 
 
+def test_crops_have_something_of_the_image():
+    geometry.random_crop(jax.random.key(0), noise(2, 5, 9), 4)
+    with pytest.raises(ConfigError, match=r"crop_padding is 8, images have 8×9 px. Fix: .*=1"):
+        geometry.random_crop(jax.random.key(0), noise(2, 8, 9), 8)
+
+
 def test_directions_of_affine_maps():
     x = noise(3, 6)
     moves = [geometry.translation(2, 0), geometry.translation(0, -1), geometry.rotation(90)]

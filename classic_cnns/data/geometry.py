@@ -32,8 +32,16 @@ def random_crop(
 
     The same as padding all sides and cropping at a random place (He et al. 2016, section 4.2, with
     mode="constant" for their zeros); written as one gather, without the padded batch.
+
+    Raises:
+        ConfigError: the padding is as large as the image.
     """
     n, h, w, _ = images.shape
+    if padding >= min(h, w):
+        raise ConfigError(
+            f"augment.crop_padding is {padding}, images have {h}×{w} px. Fix: "
+            f"augment.crop_padding={min(h, w) // 8}"
+        )
     shift = jax.random.randint(key, (2, n, 1), -padding, padding + 1)
     rows = jnp.arange(h)[None] + shift[0]
     cols = jnp.arange(w)[None] + shift[1]
