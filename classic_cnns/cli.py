@@ -12,13 +12,22 @@ from typing import Any
 
 from classic_cnns import cli_training
 from classic_cnns.compile_cache import collect_seldom, keep_compiled
-from classic_cnns.errors import ConfigError, DataError, DeviceMemoryError, describe, printable
+from classic_cnns.errors import (
+    ConfigError,
+    DataError,
+    DeviceMemoryError,
+    describe,
+    print_anything,
+    printable,
+)
 from classic_cnns.large_pages import restart_with_large_pages
 from classic_cnns.signals import leave_on_interrupt
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    if argv is None:
+        print_anything()
     parser = argparse.ArgumentParser("classic-cnns", description="Classic CNNs in JAX.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument(

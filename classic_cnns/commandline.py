@@ -23,6 +23,7 @@ from classic_cnns.errors import (
     ConfigError,
     describe,
     nearest,
+    print_anything,
     printable,
 )
 
@@ -40,6 +41,7 @@ def main(doc: str) -> None:
     Args:
         doc: what --help shows before the flags.
     """
+    print_anything()
     define_flags()
     if {"--help", "-help", "-h"} & set(sys.argv[1:]):
         text = flags.FLAGS.module_help(sys.modules[__name__])

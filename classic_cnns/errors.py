@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import io
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -77,6 +79,15 @@ def printable(text: str) -> str:
     """
     text = text.replace("\r\n", " ").replace("\n", " ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def print_anything() -> None:
+    """From here on what the terminal's encoding lacks is printed as an escape, such as \\xd7, where
+    Python would raise an error. For the first line of a program.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def describe(error: Exception) -> str:

@@ -105,7 +105,8 @@ def _create(
 
 
 def image_files(paths: Sequence[Path]) -> list[str]:
-    """Files as they are, and of folders every image in them at any depth, by name.
+    """Files as they are, and of folders every image in them at any depth, by name, but for folders
+    that are links.
 
     Raises:
         DataError: a path that is not there, or a folder without images.

@@ -286,6 +286,7 @@ def test_export_and_import(to, ending, tmp_path):
     [
         ("resnet14", {"stem": "cifar", "bn_epsilon": 1e-2}, "ours"),
         ("lenet5", {}, "ours"),
+        ("lenet5_1998", {}, "ours"),  # its classifier is no dense layer
         ("airbench94", {}, "ours"),
         ("vgg11", {"head": "mlp"}, "ours"),
         ("resnet50", {"stem": "cifar", "bottleneck_stride": "1x1", "bn_epsilon": 1e-3}, "keras"),

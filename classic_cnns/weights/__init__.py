@@ -83,8 +83,10 @@ def load_weights(
     chosen = dialects_lib.dialect(blank, dialect) if dialect else detect(blank, theirs)
     fields = {**_fields(blank, chosen, theirs), **fields}
     head = theirs.get(str(key_of(chosen, "head", "kernel")))
-    if head is not None and head.ndim > 1:
-        num_classes = num_classes or head.shape[-1 if chosen.as_ours else 0]
+    if not num_classes and about:
+        num_classes = len(about.classes)
+    elif not num_classes and head is not None and head.ndim > 1:
+        num_classes = head.shape[-1 if chosen.as_ours else 0]
     if not num_classes:
         raise DataError(f"{path} has no classifier. Fix: num_classes, and exclude=^head/")
     if not classes and about and len(about.classes) == num_classes:

@@ -35,6 +35,17 @@ def test_default_job(tmp_path):
     assert "Warning" not in done.stderr, done.stderr
 
 
+def test_what_the_encoding_of_a_terminal_lacks_is_an_escape(tmp_path):
+    done = shell("--config.num_steps=20", "--workdir=run", cwd=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0, done.stderr
+    assert r"digits: 32\xd732\xd71, 10 classes" in done.stdout
+    command = [sys.executable, "-m", "classic_cnns.cli", "summary", "lenet5", "--image-size=32"]
+    ascii = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, env=ascii, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert r"28\xd728\xd76" in done.stdout
+
+
 def test_a_mistake_is_one_line_and_an_exit_code():
     """Others: tests/faults/test_messages.py."""
     done = shell("--config.optimizer.nmae=adam")
