@@ -111,7 +111,9 @@ def main(argv: list[str] | None = None) -> int:
             check_devices()
             if argv is None:
                 cli_training.show_warnings()
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
     except BrokenPipeError:  # whoever read the output has ended, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

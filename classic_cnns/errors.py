@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 import sys
@@ -87,7 +88,8 @@ def print_anything() -> None:
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # nobody reads it
+                stream.reconfigure(errors="backslashreplace")
 
 
 def describe(error: Exception) -> str:

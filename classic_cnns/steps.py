@@ -195,11 +195,21 @@ def logits_of(
     return (logits.reshape(-1, len(views), logits.shape[-1]) * share).sum(1)
 
 
-def eval_step(state: TrainState, batch: Batch, **views: Any) -> EvalMetrics:
-    """Sums over one batch; "mask" (N,) is 0 for padding and 1 otherwise. For the keyword arguments
-    see `logits_of`.
+def eval_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    mean: Sequence[float],
+    std: Sequence[float],
+    flip: bool = False,
+    shift: int = 0,
+) -> EvalMetrics:
+    """Sums over one batch; "mask" (N,) is 0 for padding and 1 otherwise. For `flip` and `shift` see
+    `logits_of`.
     """
-    logits = logits_of(state.variables, batch["image"], **views)
+    how: Any = {"model": model, "mean": mean, "std": std, "flip": flip, "shift": shift}
+    logits = logits_of(state.variables, batch["image"], **how)
     return EvalMetrics.single_from_model_output(
         loss=cross_entropy(logits, batch["label"]),
         logits=logits,

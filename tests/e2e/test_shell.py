@@ -112,6 +112,7 @@ class Interrupts:
         if name == "{while_importing}":
             sys.meta_path.remove(self)
             os.kill(os.getpid(), signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests
 sys.meta_path.insert(0, Interrupts())
 sys.argv = [{str(ROOT / "main.py")!r}, "--workdir={tmp_path / "run"}"]
 runpy.run_path(sys.argv[0], run_name="__main__")
