@@ -112,7 +112,8 @@ def main(argv: list[str] | None = None) -> int:
             if argv is None:
                 cli_training.show_warnings()
         code = args.run(args) or 0
-        sys.stdout.flush()
+        if sys.stdout:  # which may be closed from the start
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read the output has ended, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -264,13 +265,14 @@ def _predict(args: argparse.Namespace) -> None:
             line: dict[str, Any] = {"file": name, "error": found}
         else:
             best = (-found).argsort(kind="stable")[: args.top]
-            line = {"file": name, "classes": {run.classes[i]: float(found[i]) for i in best}}
+            pairs = [{"class": run.classes[i], "probability": float(found[i])} for i in best]
+            line = {"file": name, "predictions": pairs}
         if args.json:
             print(json.dumps(line))
         elif isinstance(found, str):
             print(f"WARNING {visible(name)}: {printable(found)}", file=sys.stderr)
         else:
-            said = (f"{visible(label)} {p:.3f}" for label, p in line["classes"].items())
+            said = (f"{visible(p['class'])} {p['probability']:.3f}" for p in pairs)
             print(f"{visible(name)}  {', '.join(said)}", flush=True)
     if bad:
         raise DataError(f"{bad} of {len(files)} images cannot be decoded. Fix: leave them out")

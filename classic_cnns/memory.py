@@ -33,7 +33,7 @@ def free_memory(root: Path = Path("/")) -> int:
 def _rooms(root: Path) -> Iterator[int]:
     """Bytes below each limit of the groups of this process."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
     for number, kinds, path in (line.split(":", 2) for line in lines if line.count(":") > 1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 
@@ -17,7 +18,7 @@ def decoding_bar(text: str, total: int) -> Callable[[int], None]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         transient=True,
-        disable=not Console().is_terminal,
+        disable=not Console().is_terminal or "JPY_PARENT_PID" in os.environ,  # see Display
     )
     task = bar.add_task("", total=total)
     lock = threading.Lock()

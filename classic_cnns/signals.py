@@ -40,7 +40,7 @@ class Stop:
         self.grace, self.deadline = grace, deadline
         self.reserve = 1.0
         self.signal: signal.Signals | None = None
-        self._again, self._handled = False, float("inf")
+        self._again = False
         self._late = False
         self._pace = 0.0
         self._looked = time.monotonic()
@@ -69,10 +69,10 @@ class Stop:
 
     def _on_signal(self, number: int, frame: object) -> None:
         """In the main thread: as long after the signal as it was in a library, once for several."""
-        now = time.monotonic()
-        if self.interactive and (self._again or now - self._handled > ECHO):
-            raise KeyboardInterrupt
-        self._handled = min(self._handled, now)
+        if self.interactive:
+            time.sleep(0.05)  # the thread, which tells an echo from a second signal, goes first
+            if self._again:
+                raise KeyboardInterrupt
 
     def _listen(self, pipe: socket.socket) -> None:
         """Reads signals until the other end is closed."""

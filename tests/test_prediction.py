@@ -99,8 +99,9 @@ def test_from_the_shell(run, photos, tmp_path, capsys):
     out, err = capsys.readouterr()
     first, second = map(json.loads, out.splitlines())
     assert first["file"] == names[0]
-    assert len(first["classes"]) == 3
-    assert max(first["classes"].values()) == pytest.approx(expected(run, pixels).max(1)[0])
+    assert len(first["predictions"]) == 3
+    best = first["predictions"][0]["probability"]
+    assert best == pytest.approx(expected(run, pixels).max(1)[0])
     assert second == {"file": files[1], "error": second["error"]}
     assert err == "ERROR 1 of 2 images cannot be decoded. Fix: leave them out\n"
     assert cli.main(["predict", bundle, *files]) == 3
@@ -141,7 +142,7 @@ def test_a_run_predicts_as_it_is_evaluated(tmp_path, config, capsys):
     capsys.readouterr()
     assert cli.main(["predict", str(tmp_path / "run"), *files, "--top", "1", "--json"]) == 0
     lines = map(json.loads, capsys.readouterr().out.splitlines())
-    hits = [str(label) in line["classes"] for label, line in zip(test.labels, lines, strict=True)]
-    assert np.mean(hits) == pytest.approx(summary["test_accuracy"])
+    best = [int(line["predictions"][0]["class"]) for line in lines]
+    assert np.mean(best == test.labels) == pytest.approx(summary["test_accuracy"])
     best = predict(run, test.images, flip=True).argmax(1)
     assert (best == test.labels).mean() == pytest.approx(summary["test_accuracy"])

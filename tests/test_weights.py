@@ -286,19 +286,20 @@ def test_export_and_import(to, ending, tmp_path):
     [
         ("resnet14", {"stem": "cifar", "bn_epsilon": 1e-2}, "ours"),
         ("lenet5", {}, "ours"),
+        ("resnet10", {}, "ours"),  # whose stem follows from the size of the image
         ("lenet5_1998", {}, "ours"),  # its classifier is no dense layer
         ("airbench94", {}, "ours"),
         ("vgg11", {"head": "mlp"}, "ours"),
-        ("resnet50", {"stem": "cifar", "bottleneck_stride": "1x1", "bn_epsilon": 1e-3}, "keras"),
+        ("resnet50", {"stem": "cifar", "bottleneck_stride": "1x1", "bn_epsilon": 1e-5}, "keras"),
     ],
 )
 def test_a_file_of_ours_says_all_of_its_network(name, fields, to, tmp_path, capsys):
     """Fields, classes and preprocessing, also where another library has other customs."""
     model = create_model(name, 3, **fields)
-    preprocess = Preprocess((32, 32, 3), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), mode="crop")
-    variables = {"batch_stats": {}, **seeded_variables(model, 32)}
-    if to == "keras":
-        model = model.clone(bn_epsilon=1.001e-5)
+    side = 64 if name == "resnet10" else 32
+    numbers = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    preprocess = Preprocess((side, side, 3), mode="crop", **numbers)
+    variables = {"batch_stats": {}, **seeded_variables(model, side)}
     run = LoadedRun(model, variables, ("cat", "dög", "\udcff"), preprocess, 0, name)
     path = export_weights(run, to, tmp_path / "x.safetensors")
     assert cli.main(["convert", str(path), "--out", str(tmp_path / "run")]) == 0
@@ -308,7 +309,7 @@ def test_a_file_of_ours_says_all_of_its_network(name, fields, to, tmp_path, caps
     assert jax.tree.structure(dict(back.variables)) == jax.tree.structure(dict(variables))
     jax.tree.map(np.testing.assert_array_equal, dict(back.variables), dict(variables))
     assert load_weights(path, name, num_classes=2, exclude="^head/")[0].classes == ("0", "1")
-    with pytest.raises(ConfigError, match=f"is of {name}, not of vgg13. Fix: --model={name}"):
+    with pytest.raises(ConfigError, match=f"is of {name}, not of vgg13. Fix: {name} as the model"):
         load_weights(path, "vgg13")
 
 

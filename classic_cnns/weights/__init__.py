@@ -81,7 +81,8 @@ def load_weights(
     fields = {**(about.options if about else {}), **fields}
     blank = create_model(name, num_classes or 10, **fields)
     chosen = dialects_lib.dialect(blank, dialect) if dialect else detect(blank, theirs)
-    fields = {**_fields(blank, chosen, theirs), **fields}
+    if not about:  # which says all fields that are not the usual ones
+        fields = {**_fields(blank, chosen, theirs), **fields}
     head = theirs.get(str(key_of(chosen, "head", "kernel")))
     if not num_classes and about:
         num_classes = len(about.classes)
@@ -137,7 +138,7 @@ def _name(path: str | Path, model: str, about: About | None) -> str:
         )
     name = resolve_name(model or told)
     if told and resolve_name(told) != name:
-        raise ConfigError(f"{path} is of {told}, not of {name}. Fix: --model={told}")
+        raise ConfigError(f"{path} is of {told}, not of {name}. Fix: {told} as the model")
     return name
 
 
