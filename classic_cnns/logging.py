@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from classic_cnns.errors import ClassicCNNsWarning, gone, printable
 from classic_cnns.events import Events
 from classic_cnns.plots import plot_curves
+from classic_cnns.progress import create_console
 from classic_cnns.rundir import replace_file
 
 if TYPE_CHECKING:
@@ -175,13 +175,7 @@ class Display:
         compiling: Callable[[], float] = lambda: 0.0,
         mode: Literal["auto", "plain"] = "auto",
     ) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
-        # In a notebook each line, and each moment of a bar, would be an output that is kept; also
-        # below its "!", which is told by what its kernel has from the server.
-        if self.console.is_jupyter or "JPY_PARENT_PID" in os.environ:
-            self.console = Console(
-                highlight=False, soft_wrap=True, force_jupyter=False, force_terminal=False
-            )
+        self.console = create_console()
         live = mode == "auto" and self.console.is_terminal
         self.total, self._compiling = total_steps, compiling
         self._headed = False
